@@ -1,0 +1,59 @@
+"""dopkit merges fine-tuned models from the Hugging Face Hub.
+
+    import dopkit
+
+    recipe = dopkit.load_recipe("recipe.yaml")
+    print(dopkit.plan(recipe).memory_bytes)
+    result = dopkit.run(recipe, "merged")
+
+Everything here is loaded when it is first used: importing dopkit costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dopkit.errors import DopkitError
+    from dopkit.pipeline import Options, Result, plan, run
+    from dopkit.planning import Plan
+    from dopkit.progress import Progress
+    from dopkit.recipe import Recipe
+    from dopkit.recipe.reading import load_recipe, parse_recipe
+
+__all__ = [
+    "DopkitError",
+    "Options",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "Result",
+    "__version__",
+    "load_recipe",
+    "parse_recipe",
+    "plan",
+    "run",
+]
+
+_HOMES = {
+    "DopkitError": "errors",
+    "Options": "pipeline",
+    "Plan": "planning",
+    "Progress": "progress",
+    "Recipe": "recipe",
+    "Result": "pipeline",
+    "load_recipe": "recipe.reading",
+    "parse_recipe": "recipe.reading",
+    "plan": "pipeline",
+    "run": "pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dopkit' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"dopkit.{_HOMES[name]}"), name)

@@ -1,0 +1,171 @@
+"""The model card: metadata that the Hub understands, and prose that says only what the run measured.
+
+A pure function of receipt, recipe and what the sources say of themselves. Metadata is data, never formatted text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from dopkit import receipt
+from dopkit.planning import Plan
+from dopkit.receipt import Receipt
+from dopkit.units import show_seconds, show_size
+
+# What a class is for: the end of its name, the Hub's task, the Auto class that loads it.
+_TASKS = (
+    ("ForCausalLM", "text-generation", "AutoModelForCausalLM"),
+    ("LMHeadModel", "text-generation", "AutoModelForCausalLM"),
+    ("ForImageClassification", "image-classification", "AutoModelForImageClassification"),
+    ("ForSequenceClassification", "text-classification", "AutoModelForSequenceClassification"),
+    ("ForTokenClassification", "token-classification", "AutoModelForTokenClassification"),
+    ("ForQuestionAnswering", "question-answering", "AutoModelForQuestionAnswering"),
+    ("ForMaskedLM", "fill-mask", "AutoModelForMaskedLM"),
+    ("ForSpeechSeq2Seq", "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq"),
+    ("WhisperForConditionalGeneration", "automatic-speech-recognition", "AutoModelForSpeechSeq2Seq"),
+    ("T5ForConditionalGeneration", "text2text-generation", "AutoModelForSeq2SeqLM"),
+    ("CLIPModel", "zero-shot-image-classification", "AutoModel"),
+    ("SiglipModel", "zero-shot-image-classification", "AutoModel"),
+    ("ViTModel", "image-feature-extraction", "AutoModel"),
+    ("Dinov2Model", "image-feature-extraction", "AutoModel"),
+    ("BertModel", "feature-extraction", "AutoModel"),
+)
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """What a source's own card says that matters here."""
+
+    model: str
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+
+
+def read_source_card(model: str, readme: str | None) -> SourceCard:
+    """The metadata block of a README; a card that cannot be read says nothing."""
+    if not readme or not readme.startswith("---"):
+        return SourceCard(model)
+    try:
+        data = yaml.safe_load(readme[3:].split("\n---", 1)[0])
+    except yaml.YAMLError:
+        return SourceCard(model)
+    if not isinstance(data, dict):
+        return SourceCard(model)
+    fields = ("license", "license_name", "license_link")
+    return SourceCard(model, *(data[key] if isinstance(data.get(key), str) else None for key in fields))
+
+
+def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name: str | None, recipe_yaml: str) -> str:
+    """The whole README.md. ``class_name`` is the model class, if it is known."""
+    name = plan.recipe.name
+    parts = [
+        "---\n" + yaml.safe_dump(_metadata(plan, sources, class_name), sort_keys=False, allow_unicode=True) + "---",
+        f"# {name}",
+        _opening(plan),
+        "## Models merged\n\n" + _models(plan),
+        "## Use\n\n" + _usage(name, class_name, headless=plan.headless),
+        f"## Recipe\n\n```yaml\n{recipe_yaml.strip()}\n```\n\n" + _again(plan),
+        "## What the run measured\n\n" + _measured(plan, done),
+        "## Licences\n\n" + _licences(sources),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(plan: Plan, sources: Sequence[SourceCard], class_name: str | None) -> dict[str, Any]:
+    repos = dict.fromkeys(source.ref.repo for source in (plan.donor, *plan.models) if source.ref.repo)
+    data: dict[str, Any] = {}
+    if repos:
+        data["base_model"] = list(repos)
+        data["base_model_relation"] = "merge"
+    data["library_name"] = "transformers"
+    data["tags"] = ["merge", "dopkit"]
+    task = _task(class_name)
+    if task:
+        data["pipeline_tag"] = task[1]
+    return data | common_licence(sources)
+
+
+def common_licence(sources: Sequence[SourceCard]) -> dict[str, str]:
+    """The licence that every source states, as metadata; nothing when one differs or is silent."""
+    stated = {(source.license, source.license_name, source.license_link) for source in sources}
+    if len(stated) != 1:
+        return {}
+    keys = ("license", "license_name", "license_link")
+    found = {key: value for key, value in zip(keys, stated.pop(), strict=True) if value}
+    # `other` names a licence only together with its name and link.
+    return found if "license" in found and (found["license"] != "other" or len(found) == len(keys)) else {}
+
+
+def _task(class_name: str | None) -> tuple[str, str, str] | None:
+    return next((task for task in _TASKS if class_name and class_name.endswith(task[0])), None)
+
+
+def _opening(plan: Plan) -> str:
+    method = plan.recipe.method
+    models = len(plan.models)
+    how = f"**{method.name}**: {method.summary} ({method.paper})"
+    return f"This model was merged from {models} model{'s' if models > 1 else ''} with dopkit, by {how}."
+
+
+def _models(plan: Plan) -> str:
+    rows = ["| | model | commit |", "|---|---|---|"]
+    base = [("base", plan.donor)] if plan.recipe.base_model is not None else []
+    for label, source in [*base, *((str(step), source) for step, source in enumerate(plan.models, start=1))]:
+        if source.ref.repo:
+            link = f"[{source.ref.repo}](https://huggingface.co/{source.ref.repo})"
+            rows.append(f"| {label} | {link} | `{source.identity[:12]}` |")
+        else:
+            rows.append(f"| {label} | a local folder, `{source.ref.name}` | |")
+    order = "" if plan.seed is None else f"\n\nThe order was drawn with seed {plan.seed}."
+    return "\n".join(rows) + order
+
+
+def _usage(name: str, class_name: str | None, headless: bool) -> str:
+    task = _task(class_name)
+    auto = "AutoModel" if headless or task is None else task[2]
+    load = f'model = {auto}.from_pretrained("{name}")  # or the folder or repository it is in'
+    text = f"```python\nfrom transformers import {auto}\n\n{load}\n```"
+    return text + ("\n\nThis is the backbone alone: the models' output heads were left out." if headless else "")
+
+
+def _again(plan: Plan) -> str:
+    if all(source.ref.repo for source in (plan.donor, *plan.models)):
+        return f"Every model is named at the commit that was merged: `dopkit run {receipt.RECIPE_FILE}` makes it again."
+    return "Some of the sources are local folders: only who has them can make it again."
+
+
+def _measured(plan: Plan, done: Receipt) -> str:
+    run, lines = done["run"], []
+    rules = ", ".join(f"{tensors} by `{rule}`" for rule, (tensors, _) in plan.rules().items())
+    lines.append(f"- {len(plan.jobs)} tensors, {show_size(plan.output_bytes)}: {rules}")
+    left = len({(one.ref, one.name) for one in plan.dropped})
+    if left:
+        lines.append(f"- {left} input tensors left out; `dopkit_receipt.json` names each with the reason")
+    if total := receipt.objective(done):
+        lines.append(
+            f"- DOP's objective over {total['matrices']} matrices, summed over the steps: "
+            f"{total['before']:.4g} at the mean of each pair, {total['after']:.4g} after"
+        )
+    lines.append(
+        f"- {show_seconds(run['seconds'])} on {run['device']}, peak memory {show_size(run['peak_resident_bytes'])}"
+    )
+    lines.append(f"- verified: {'; '.join(done['verified'].values())}")
+    lines += [f"- note: {note}" for note in plan.notes]
+    return "\n".join(lines)
+
+
+def _licences(sources: Sequence[SourceCard]) -> str:
+    if licence := common_licence(sources):
+        return f"All sources state the same licence: {licence.get('license_name', licence['license'])}."
+    stated = "\n".join(
+        f"- {source.model}: {source.license_name or source.license or 'states none'}" for source in sources
+    )
+    return (
+        "The sources do not all state one licence; which terms hold for the merge is for its user to judge.\n\n"
+        + stated
+    )

@@ -1,0 +1,66 @@
+"""The one interface over every kind of source: what a model holds, known from headers, and its tensors one by one.
+
+Nothing here knows other models, roles or methods.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dopkit.refs import ModelRef
+from dopkit.specs import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Checkpoint(ABC):
+    """An opened model. Opening reads headers, never weights."""
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        specs: Mapping[str, TensorSpec],
+        config: Mapping[str, Any] | None,
+        side_files: list[str],
+        identity: str,
+    ) -> None:
+        self.ref = ref
+        self.specs = specs
+        self.config = config  # config.json as data; None when there is none
+        self.side_files = side_files  # what belongs beside a merged model, from this one
+        # For the receipt: the commit of a Hub repository; of a folder a hash of its headers and of samples.
+        self.identity = identity
+
+    @property
+    def state(self) -> str:
+        """Changes whenever the weights may have changed: what a resumed run compares."""
+        return self.identity
+
+    @property
+    def download_bytes(self) -> int:
+        """What ``fetch`` still has to download."""
+        return 0
+
+    def fetch(self) -> None:  # noqa: B027 - a folder has nothing to fetch
+        """Make the weights readable; called once, after the plan is accepted. Raises HubError."""
+
+    @abstractmethod
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """The tensor in its own dtype on the CPU, or its rows ``[start, stop)`` along the first axis.
+
+        Safe to call from several threads. Raises CheckpointError when the file is not what its header said.
+        """
+
+    @abstractmethod
+    def side_file(self, name: str) -> Path:
+        """A small file of the model (one of ``side_files``, ``README.md`` ...) as a local path.
+
+        Raises FileNotFoundError when the model has none of that name.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Let go of open files."""

@@ -1,0 +1,103 @@
+"""Which files of a model hold its weights, and which ones belong beside a merged model.
+
+Judges by names and by the text of an index; opens nothing. Names that come from a repository are not trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from dopkit.errors import CheckpointError, Problem
+
+SAFETENSORS, PICKLE = "safetensors", "pickle"
+
+# In transformers' own order of preference: a single file wins over an index beside it.
+_WEIGHTS = (
+    ("model.safetensors", SAFETENSORS),
+    ("model.safetensors.index.json", SAFETENSORS),
+    ("pytorch_model.bin", PICKLE),
+    ("pytorch_model.bin.index.json", PICKLE),
+)
+
+_SIDE_FILES = (
+    "generation_config.json",
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "*.model", "*.tiktoken", "tekken.json", "normalizer.json",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json",
+    "image_processor_config.json", "feature_extractor_config.json",
+    "modules.json", "config_sentence_transformers.json", "sentence_*_config.json", "[0-9]_*/config.json",
+    "*.py",
+    "LICENSE*", "LICENCE*", "NOTICE*",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """Where the weights are: one file, or the shards that ``index`` names."""
+
+    kind: str  # SAFETENSORS or PICKLE
+    index: str | None
+    files: tuple[str, ...]  # empty until the index has been read
+
+
+def find_weights(names: Collection[str], shown: str) -> WeightFiles:
+    """Pick the weight files out of a model's file names. Raises CheckpointError saying what was found instead."""
+    for name, kind in _WEIGHTS:
+        if name in names:
+            return WeightFiles(kind, name, ()) if name.endswith(".json") else WeightFiles(kind, None, (name,))
+    raise CheckpointError(f"{shown} holds no model weights", [_instead(names)])
+
+
+def _instead(names: Collection[str]) -> Problem:
+    """What kind of repository this is, if it is not a model dopkit can read."""
+    if "adapter_config.json" in names:
+        what = "it is an adapter (adapter_config.json), not a whole model"
+        return Problem("", what, "Apply it to its base first (peft: merge_and_unload, then save_pretrained).")
+    if any(name.endswith(".gguf") for name in names):
+        what = "it holds GGUF files, which are quantised for inference"
+        return Problem("", what, "Merge the original weights that they were made from.")
+    if "model_index.json" in names:
+        return Problem("", "it is a diffusers pipeline; dopkit merges transformers models")
+    return Problem("", "none of " + ", ".join(name for name, _ in _WEIGHTS) + " is there")
+
+
+def read_index(text: str, index: str, names: Collection[str], shown: str) -> dict[str, str]:
+    """The weight map of an index: tensor name to file name, every file a plain name that exists."""
+    try:
+        weight_map = json.loads(text)["weight_map"]
+        pairs = {str(tensor): str(file) for tensor, file in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise CheckpointError(f"{shown}: {index} is not an index of weight files") from None
+    for file in sorted(set(pairs.values())):
+        if not is_plain(file):
+            raise CheckpointError(f"{shown}: {index} names a file outside the model: {file!r}")
+        if file not in names:
+            raise CheckpointError(f"{shown}: {index} names {file}, which is not there", [Problem("", _AGAIN)])
+    return pairs
+
+
+_AGAIN = "The download may be incomplete: fetch the model again."
+
+
+def is_plain(name: str) -> bool:
+    """Whether a file name stays inside the folder it is meant for."""
+    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\\0")
+
+
+def side_files(names: Collection[str]) -> list[str]:
+    """The files that travel with the merged model: tokenizer, processor, chat template, custom code, licence."""
+    return sorted(name for name in names if _is_side_file(name))
+
+
+def _is_side_file(name: str) -> bool:
+    parts = name.split("/")
+    if len(parts) > 2 or not all(is_plain(part) for part in parts):
+        return False
+    # A `*` must not reach into sub-folders.
+    return any(
+        pattern.count("/") == name.count("/") and fnmatchcase(name, pattern) for pattern in _SIDE_FILES
+    ) and not name.endswith((".safetensors", ".bin"))

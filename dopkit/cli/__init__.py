@@ -1,0 +1,53 @@
+"""The ``dopkit`` command: one verb a file. The only place that prints; the only importer of click and rich.
+
+Verbs import what they need when they run, so that ``dopkit --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from dopkit import __version__
+from dopkit.cli import check, init, methods, plan, run, show
+from dopkit.cli.output import show_error
+from dopkit.errors import DopkitError
+
+
+class _Group(click.Group):
+    """Turns dopkit's own errors into a message and exit code 1; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except DopkitError as error:
+            if os.environ.get("DOPKIT_DEBUG"):
+                raise
+            show_error(error)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            click.echo("\ninterrupted; the same command continues where it stopped", err=True)
+            ctx.exit(1)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use, not of the alphabet
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="dopkit")
+def main() -> None:
+    """Merge fine-tuned models from the Hugging Face Hub.
+
+    A YAML recipe names a base and the models in the order they are merged; out comes a folder that transformers
+    loads and the Hub understands.
+
+    \b
+      dopkit init                 write a recipe to start from
+      dopkit plan recipe.yaml     see what would happen
+      dopkit run recipe.yaml      merge; run again to finish an interrupted merge
+    """
+
+
+for _verb in (run.run, plan.plan, check.check, methods.methods, show.show, init.init):
+    main.add_command(_verb)

@@ -1,0 +1,25 @@
+"""``dopkit check``: the recipe alone, offline."""
+
+from __future__ import annotations
+
+import click
+
+from dopkit.cli.output import json_option, show_json
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE")
+@json_option
+def check(recipe: str, as_json: bool) -> None:
+    """Check RECIPE alone: spelling, values, method. No network, no model is opened."""
+    from pathlib import Path
+
+    from dopkit.recipe.reading import load_recipe
+
+    loaded = load_recipe(recipe)
+    if as_json:
+        show_json({"recipe": loaded.to_data(Path(recipe).absolute().parent)})
+        return
+    models = len(loaded.models)
+    click.echo(f"{recipe} is well-formed: {loaded.merge_method} over {models} model{'s' if models > 1 else ''}")
+    click.echo("`dopkit plan` looks at the models themselves")

@@ -1,0 +1,94 @@
+"""What every verb prints the same way: errors, JSON, tables; and the options that several verbs share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import click
+
+from dopkit.errors import DopkitError
+from dopkit.units import parse_size
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class Size(click.ParamType[int]):
+    """A size option like ``4GB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Device(click.ParamType[str]):
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
+
+    name = "auto|cpu|cuda[:N]|mps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        kind, colon, number = str(value).partition(":")
+        if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not number.isdigit())):
+            self.fail(f"{value!r} is not one of auto, cpu, cuda, cuda:N, mps", param, ctx)
+        return str(value)
+
+
+def merge_options(command: Command) -> Command:
+    """The options of ``run`` and ``plan`` that decide how, not what, to merge."""
+    for option in reversed(
+        (
+            click.option("-o", "--out", metavar="FOLDER", help="Output folder (default: named after the recipe)."),
+            click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute."),
+            click.option("--max-memory", type=Size(), help="Most memory to use, as 4GB (default: what is free)."),
+            click.option(
+                "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest weight file to write."
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace an output folder that dopkit made."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def json_option(command: Command) -> Command:
+    """``--json``: the answer, or the error, as data on stdout."""
+
+    def remember(context: click.Context, _: click.Parameter, wanted: bool) -> bool:
+        context.find_root().obj = "json" if wanted else None
+        return wanted
+
+    return click.option("--json", "as_json", is_flag=True, callback=remember, help="Print JSON.")(command)
+
+
+def show_json(data: Any) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+def show_error(error: DopkitError) -> None:
+    """The message on stderr; with ``--json`` the same as data on stdout."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.obj == "json":
+        show_json({"error": error.headline, "problems": [asdict(problem) for problem in error.problems]})
+    else:
+        click.echo(str(error), err=True)
+
+
+def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Plain columns two spaces apart; ``right`` are the columns set to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)

@@ -1,0 +1,97 @@
+"""``dopkit plan``: everything that ``run`` would do, and what it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dopkit.cli.output import json_option, merge_options, show_json, table
+from dopkit.units import show_shape, show_size
+
+
+@click.command()
+@click.argument("recipe", metavar="RECIPE")
+@merge_options
+@json_option
+@click.option("-v", "--verbose", is_flag=True, help="List every tensor: role, rule, place.")
+def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any) -> None:
+    """Show what merging RECIPE would do and need. Downloads no weights, writes nothing."""
+    from dopkit import pipeline
+    from dopkit.recipe.reading import load_recipe
+
+    loaded = load_recipe(recipe)
+    made = pipeline.plan(loaded, out, pipeline.Options(**how))
+    if as_json:
+        show_json(as_data(made))
+        return
+    _sources(made)
+    _rules(made)
+    if verbose:
+        _tensors(made)
+    for note in made.notes:
+        click.echo(f"note: {note}")
+    click.echo(
+        f"needs {show_size(made.download_bytes)} of download, {show_size(made.output_bytes)} of disk "
+        f"in {len(made.shards)} file{'s' if len(made.shards) > 1 else ''}, "
+        f"about {show_size(made.memory_bytes)} of memory beside the program itself"
+    )
+
+
+def _sources(made: Any) -> None:
+    rows = [("base", made.donor.ref.short, show_size(made.donor.nbytes))] if made.recipe.base_model else []
+    rows += [(str(step), source.ref.short, show_size(source.nbytes)) for step, source in enumerate(made.models, 1)]
+    click.echo(f"{made.recipe.merge_method}: {made.recipe.method.summary}")
+    click.echo(table(rows, right=(2,)) + "\n")
+
+
+def _rules(made: Any) -> None:
+    counts: dict[tuple[str, str], list[int]] = {}
+    for job in made.jobs:
+        entry = counts.setdefault((str(job.role), job.rule.name), [0, 0])
+        entry[0] += 1
+        entry[1] += job.nbytes
+    rows = [("role", "rule", "tensors", "written")]
+    rows += [(role, rule, str(number), show_size(nbytes)) for (role, rule), (number, nbytes) in counts.items()]
+    click.echo(table(rows, right=(2, 3)) + "\n")
+    left: dict[str, int] = {}
+    for dropped in made.dropped:
+        left[dropped.why] = left.get(dropped.why, 0) + 1
+    for why, number in left.items():
+        click.echo(f"left out ({why}): {number} tensor{'s' if number > 1 else ''}")
+
+
+def _tensors(made: Any) -> None:
+    place = {tensor.name: (shard.file, tensor.offset) for shard in made.shards for tensor in shard.tensors}
+    rows = [("tensor", "shape", "dtype", "role", "rule", "file", "offset")]
+    for job in made.jobs:
+        file, offset = place[job.name]
+        rows.append((job.name, show_shape(job.shape), job.dtype, str(job.role), job.rule.name, file, str(offset)))
+    click.echo(table(rows, right=(6,)) + "\n")
+    for one in made.dropped:
+        click.echo(f"left out: {one.name} of {one.ref.short} ({one.why})")
+
+
+def as_data(made: Any) -> dict[str, Any]:
+    """The plan as JSON data."""
+    return {
+        "method": made.recipe.merge_method,
+        "base": made.donor.ref.text if made.recipe.base_model else None,
+        "models": [source.ref.text for source in made.models],
+        "tensors": [
+            {"name": job.name, "canonical": job.canonical, "shape": list(job.shape), "dtype": job.dtype}
+            | {"role": str(job.role), "rule": job.rule.name}
+            for job in made.jobs
+        ],
+        "files": [
+            {
+                "file": shard.file,
+                "bytes": shard.size,
+                "offsets": {tensor.name: tensor.offset for tensor in shard.tensors},
+            }
+            for shard in made.shards
+        ],
+        "left_out": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in made.dropped],
+        "notes": list(made.notes),
+        "needs": {"download": made.download_bytes, "disk": made.output_bytes, "memory": made.memory_bytes},
+    }

@@ -1,0 +1,110 @@
+"""A long run as it is shown: a live display on a terminal, plain lines when piped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.text import Text
+
+from dopkit.measure import peak_resident_bytes
+from dopkit.progress import Progress
+from dopkit.units import show_size
+
+_LINE_EVERY = 10.0  # seconds between plain lines
+
+
+@contextmanager
+def watch(quiet: bool, verbose: bool) -> Iterator[Progress]:
+    """The display that fits where it is shown."""
+    console = Console(stderr=True, highlight=False)
+    if quiet:
+        yield Progress()
+    elif console.is_terminal and not verbose:
+        display = _Display(console)
+        with display.live:
+            yield display
+    else:
+        yield _Lines(console, verbose)
+
+
+class _Counting(Progress):
+    """Counts what is done."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.tensors = self.tensors_done = self.nbytes = self.nbytes_done = 0
+        self.current = ""
+
+    def note(self, text: str) -> None:
+        self.console.print(text)
+
+    def begin(self, tensors: int, nbytes: int) -> None:
+        self.tensors, self.nbytes = tensors, nbytes
+
+    def tensor(self, name: str) -> None:
+        self.current = name
+
+    def advance(self, nbytes: int) -> None:
+        self.nbytes_done += nbytes
+
+    def tensor_done(self, name: str) -> None:
+        self.tensors_done += 1
+
+    def counts(self) -> str:
+        sizes = f"{show_size(self.nbytes_done)} of {show_size(self.nbytes)}"
+        return f"{self.tensors_done}/{self.tensors} tensors, {sizes}, peak memory {show_size(peak_resident_bytes())}"
+
+
+class _Display(_Counting):
+    """Two lines on a terminal: a bar with the counts, and the tensor in hand."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self.bars = Bars(
+            TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.fields[counts]}"),
+            TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self.task = self.bars.add_task("", total=None, counts="")
+        self.live = Live(console=console, get_renderable=self._render, transient=True, refresh_per_second=8)
+
+    def _render(self) -> Group:
+        if self.nbytes:
+            self.bars.update(self.task, completed=self.nbytes_done, counts=self.counts())
+        return Group(self.bars, Text(self.current, style="dim", no_wrap=True, overflow="ellipsis"))
+
+    def stage(self, text: str) -> None:
+        self.current = ""
+        self.bars.update(self.task, description=text)
+
+    def begin(self, tensors: int, nbytes: int) -> None:
+        super().begin(tensors, nbytes)
+        self.bars.reset(self.task, total=max(1, nbytes), counts=self.counts())
+
+
+class _Lines(_Counting):
+    """A line per stage, and one now and then while merging; with ``verbose`` one per tensor."""
+
+    def __init__(self, console: Console, verbose: bool) -> None:
+        super().__init__(console)
+        self.verbose = verbose
+        self.last = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        self.console.print(text)
+
+    def note(self, text: str) -> None:
+        self.console.print(text)
+
+    def tensor_done(self, name: str) -> None:
+        super().tensor_done(name)
+        if self.verbose:
+            self.console.print(f"{self.tensors_done}/{self.tensors} {name}", soft_wrap=True)
+        elif time.monotonic() - self.last > _LINE_EVERY:
+            self.last = time.monotonic()
+            self.console.print(self.counts(), soft_wrap=True)

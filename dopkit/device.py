@@ -1,0 +1,49 @@
+"""Where a tensor is merged: the device that was asked for, or the CPU when it does not fit there.
+
+The only importer of accelerate. Knows sizes, not tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import get_max_memory
+
+from dopkit.errors import PlanError, Problem
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The main device and how many bytes of it a job may take."""
+
+    main: torch.device
+    free_bytes: int
+
+    def place(self, working_bytes: int) -> torch.device:
+        """The main device if the job fits there, else the CPU."""
+        return self.main if self.main.type == "cpu" or working_bytes <= self.free_bytes else CPU
+
+    @property
+    def engine(self) -> str:
+        """What decides the last bits of a result: a run started on one kind is not continued on another."""
+        return f"{self.main.type} torch-{torch.__version__}"
+
+
+def choose(name: str) -> Devices:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises PlanError when there is no such device here."""
+    device = PartialState().device if name == "auto" else torch.device(name)
+    if name != "auto" and not _exists(device):
+        raise PlanError(f"there is no device {name} here", [Problem("", "", "`--device auto` takes what there is.")])
+    free = get_max_memory()
+    key = "cpu" if device.type == "cpu" else "mps" if device.type == "mps" else device.index or 0
+    return Devices(device, int(free.get(key, 0)))
+
+
+def _exists(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return (device.index or 0) < torch.cuda.device_count()
+    return device.type == "cpu" or (device.type == "mps" and torch.backends.mps.is_available())

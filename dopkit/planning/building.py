@@ -1,0 +1,206 @@
+"""From recipe, headers and roles to a plan, or to every reason why there is none. A pure function.
+
+What must be looked at outside (free disk, memory, the output folder) comes in as numbers and problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dopkit import layout, methods
+from dopkit.errors import PlanError, Problem, count
+from dopkit.planning import Dropped, Plan, TensorJob, matching
+from dopkit.planning.matching import Model
+from dopkit.recipe import Recipe
+from dopkit.roles import Role
+from dopkit.specs import DTYPES, MERGEABLE
+from dopkit.units import show_size
+
+_NAMES = {dtype.torch: name for name, dtype in DTYPES.items()}
+
+READ_AHEAD_BYTES = 32_000_000  # raw tensors waiting for their turn, besides the one in hand
+WRITE_BEHIND_BYTES = 32_000_000  # finished blocks waiting for the disk
+
+
+@dataclass(frozen=True)
+class Room:
+    """What the machine has to offer, in bytes. ``written`` is what an unfinished run left that is still good."""
+
+    disk: int
+    cache_disk: int
+    memory: int
+    written: int = 0
+    shared_disk: bool = False  # output and download cache lie on one disk
+
+
+@dataclass
+class _Building:
+    """A plan in the making."""
+
+    recipe: Recipe
+    donor: Model
+    models: Sequence[Model]
+    jobs: list[TensorJob] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def build(
+    recipe: Recipe,
+    donor: Model,
+    models: Sequence[Model],
+    room: Room,
+    max_shard_size: int,
+    seed: int | None = None,
+    problems: Sequence[Problem] = (),
+) -> Plan:
+    """Make the plan of a pinned recipe whose models stand in merge order.
+
+    ``problems`` are those found while opening. Raises PlanError with all of them and all found here.
+    """
+    work = _Building(recipe, donor, models, problems=list(problems))
+    for model in {model.source.ref.key: model for model in (donor, *models)}.values():
+        work.problems += matching.own_problems(model)
+        if model.skeleton.fallback:
+            work.notes.append(f"{model.source.ref.short}: roles are guessed from names ({model.skeleton.fallback})")
+    if not work.problems:
+        _match(work)
+    if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
+        work.notes.append(f"arithmetic is in float32; `dtype: {recipe.dtype}` gives way to `out_dtype`")
+    ordered = sorted(work.jobs, key=lambda job: _place(work.donor, job))
+    shards = layout.lay_out([(job.name, job.dtype, job.shape) for job in ordered], max_shard_size)
+    by_name = {job.name: job for job in ordered}
+    plan = Plan(
+        recipe=recipe,
+        seed=seed,
+        donor=donor.source,
+        models=tuple(model.source for model in models),
+        jobs=tuple(by_name[tensor.name] for shard in shards for tensor in shard.tensors),
+        shards=shards,
+        dropped=tuple(work.dropped),
+        notes=tuple(work.notes),
+        max_shard_size=max_shard_size,
+        memory_bytes=max((job.working_bytes for job in ordered), default=0) + READ_AHEAD_BYTES + WRITE_BEHIND_BYTES,
+    )
+    work.problems += _room_problems(plan, room)
+    if not work.problems and not plan.jobs:
+        work.problems.append(Problem("", "there is nothing to merge: the base holds no tensors"))
+    if work.problems:
+        raise PlanError(f"cannot merge: {count(len(work.problems), 'problem')}", work.problems)
+    return plan
+
+
+def _match(work: _Building) -> None:
+    """Account for every tensor of every model, and give each output tensor its rule."""
+    recipe, donor = work.recipe, work.donor
+    names = donor.names
+    fixed = {canonical: why for canonical, name in names.items() if (why := _fixed(recipe, donor, canonical, name))}
+    read = {canonical: name for canonical, name in names.items() if canonical not in fixed}
+    work.dropped += donor.left_out()
+    for model in work.models:
+        if model.source.ref.key != donor.source.ref.key:
+            work.dropped += model.left_out()
+        _compare(work, model, read, fixed)
+    if not work.problems:
+        for canonical, name in names.items():
+            _plan_tensor(work, canonical, name, fixed.get(canonical))
+
+
+def _fixed(recipe: Recipe, donor: Model, canonical: str, name: str) -> str | None:
+    """Why this tensor does not depend on the models, if it does not."""
+    if donor.role(name) is Role.HEAD and recipe.heads:
+        return f"heads: {recipe.heads}"
+    return "copy" if matching.matches(canonical, recipe.copied) else None
+
+
+def _compare(work: _Building, model: Model, read: dict[str, str], fixed: dict[str, str]) -> None:
+    """One model against the donor: problems, and what of it is left unread."""
+    donor, recipe = work.donor, work.recipe
+    work.problems += matching.whole_problems(donor, model, read)
+    names, extra = model.names, []
+    for canonical, name in names.items():
+        if canonical in read:
+            continue
+        why = fixed.get(canonical) or _unread(recipe, model, canonical, name)
+        if why:
+            work.dropped.append(Dropped(model.source.ref, name, why))
+        else:
+            extra.append(name)
+    if extra:
+        work.problems.append(matching.extra_problem(donor, model, extra))
+    pairs = {name: names[canonical] for canonical, name in read.items() if canonical in names}
+    work.problems += matching.shape_problems(donor, model, pairs)
+    work.problems += matching.dtype_problems(donor, model, pairs)
+
+
+def _unread(recipe: Recipe, model: Model, canonical: str, name: str) -> str | None:
+    """Why a tensor that the donor lacks may be left out, if it may."""
+    if model.role(name) is Role.HEAD and recipe.heads:
+        return f"heads: {recipe.heads}"
+    return "copy" if matching.matches(canonical, recipe.copied) else None
+
+
+def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) -> None:
+    donor, recipe = work.donor, work.recipe
+    spec, role = donor.specs[name], donor.role(name)
+    if fixed == "heads: drop":
+        work.dropped.append(Dropped(donor.source.ref, name, fixed))
+        return
+    if fixed:
+        rule = methods.BASE
+    elif spec.dtype not in MERGEABLE:
+        rule = methods.EQUAL
+    else:
+        rule = recipe.method.rule_for(recipe.parameters, canonical, role, spec.shape)
+    work.jobs.append(
+        TensorJob(
+            name=name,
+            canonical=canonical,
+            role=role,
+            rule=rule,
+            dtype=_out_dtype(recipe, spec.dtype),
+            shape=spec.shape,
+            names=() if rule is methods.BASE else tuple(model.names[canonical] for model in work.models),
+            base=name if rule.needs_base else None,
+        )
+    )
+
+
+def _out_dtype(recipe: Recipe, own: str) -> str:
+    wanted = recipe.out_dtype or recipe.dtype
+    return _NAMES[wanted] if wanted and own in MERGEABLE else own
+
+
+def _place(donor: Model, job: TensorJob) -> tuple[str, int]:
+    """Tensors are written in the order in which they lie in the donor's files."""
+    spec = donor.specs[job.name]
+    return spec.file, spec.offset
+
+
+def _room_problems(plan: Plan, room: Room) -> list[Problem]:
+    problems = []
+    output = plan.output_bytes - room.written
+    download = plan.download_bytes
+    if room.shared_disk:
+        output, download = output + download, 0
+    if output > room.disk:
+        problems.append(
+            _too_little("disk space for the output", output, room.disk, "Free some, or write elsewhere with -o.")
+        )
+    if download > room.cache_disk:
+        problems.append(
+            _too_little("disk space for downloads", download, room.cache_disk, "Free some, or set HF_HOME.")
+        )
+    if plan.memory_bytes > room.memory:
+        largest = max(plan.jobs, key=lambda job: job.working_bytes)
+        what = "memory (the largest need is for " + largest.name + ")"
+        problems.append(
+            _too_little(what, plan.memory_bytes, room.memory, "Raise --max-memory, or use a larger machine.")
+        )
+    return problems
+
+
+def _too_little(what: str, need: int, have: int, remedy: str) -> Problem:
+    return Problem("", f"too little {what}: {show_size(need)} needed, {show_size(have)} there", remedy)

@@ -1,0 +1,163 @@
+"""Which tensor of one model is which tensor of another, and every reason why two models do not go together.
+
+Models are matched by canonical name. Works on headers and roles alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dopkit.errors import Problem, count
+from dopkit.planning import Dropped, Source
+from dopkit.roles import Role
+from dopkit.specs import MERGEABLE, TensorSpec
+from dopkit.units import show_shape
+
+if TYPE_CHECKING:
+    from dopkit.skeleton import Skeleton
+
+_SHOWN = 5  # tensors named before "and 93 more"
+
+# What two fine-tunings of one base agree on; named when tensors do not match, because the cause is there.
+_SIZES = (
+    "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
+    "num_key_value_heads", "vocab_size", "n_embd", "n_layer", "d_model", "num_layers", "image_size", "patch_size",
+    "tie_word_embeddings",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Model:
+    """One opened input: its record, its headers, its config, and how its class sees it."""
+
+    source: Source
+    specs: Mapping[str, TensorSpec]
+    config: Mapping[str, Any] | None
+    skeleton: Skeleton
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Canonical name to checkpoint name, of the tensors that its class reads and that are no tied twin."""
+        skip = self.skeleton.ignored | {name for name in self.specs if self._tied_to(name)}
+        return {self.skeleton.roles[name].canonical: name for name in self.specs if name not in skip}
+
+    def role(self, name: str) -> Role:
+        return self.skeleton.roles[name].role
+
+    def left_out(self) -> Iterable[Dropped]:
+        """The tensors that no merge needs: tied twins, and what the class ignores on loading."""
+        for name in self.specs:
+            if twin := self._tied_to(name):
+                yield Dropped(self.source.ref, name, f"tied to {twin}", self.names[twin])
+            elif name in self.skeleton.ignored:
+                yield Dropped(self.source.ref, name, f"{self.skeleton.class_name} does not read it")
+
+    def _tied_to(self, name: str) -> str | None:
+        """The canonical name this tensor is a second copy of, if its class ties the two and holds the first."""
+        twin = self.skeleton.tied.get(self.skeleton.roles[name].canonical)
+        return twin if twin in {role.canonical for role in self.skeleton.roles.values()} else None
+
+
+def own_problems(model: Model) -> Iterable[Problem]:
+    """What keeps a model from being merged with anything: quantised weights."""
+    shown = model.source.ref.short
+    config = model.config or {}
+    nested = [config, *(value for value in config.values() if isinstance(value, Mapping))]
+    quantised = next((part["quantization_config"] for part in nested if part.get("quantization_config")), None)
+    if quantised is not None:
+        kind = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else "unknown"
+        yield Problem(shown, f"is quantised ({kind})", "Merge the original weights, then quantise the result.")
+        return
+    packed = [name for name, spec in model.specs.items() if spec.dtype.startswith("F8_") or spec.dtype == "C64"]
+    if packed:
+        what = f"{_some(packed)} has dtype {model.specs[packed[0]].dtype}, which cannot be merged"
+        yield Problem(shown, what, "Use a version in float32, float16 or bfloat16.")
+
+
+def whole_problems(base: Model, model: Model, base_names: Mapping[str, str]) -> Iterable[Problem]:
+    """Tensors that one of the two has and the other lacks. ``base_names`` are those that matter."""
+    missing = [name for canonical, name in base_names.items() if canonical not in model.names]
+    shown = model.source.ref.short
+    if missing:
+        what = f"lacks {count(len(missing), 'tensor')} of {base.source.ref.short}: {_some(missing)}"
+        headless = all(base.role(name) is Role.HEAD for name in missing)
+        remedy = (
+            "Keep the base's head with `heads: base`."
+            if headless
+            else "Take them from the base with `copy: [PATTERN]`."
+        )
+        yield Problem(shown, what, _cause(base, model) or remedy)
+
+
+def extra_problem(base: Model, model: Model, extra: list[str]) -> Problem:
+    """``model`` holds tensors that ``base`` has no place for."""
+    shown, other = model.source.ref.short, base.source.ref.short
+    heads = [name for name in extra if model.role(name) is Role.HEAD]
+    if len(heads) == len(extra):
+        what = f"has an output head that {other} lacks: {_some(heads)}"
+        return Problem(
+            shown, what, _cause(base, model) or "Merge the backbones alone with `heads: drop` in the recipe."
+        )
+    what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {_some(extra)}"
+    return Problem(shown, what, _cause(base, model) or "Leave them out with `copy: [PATTERN]`.")
+
+
+def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Iterable[Problem]:
+    """``pairs`` maps the base's tensor names to the model's; heads are told apart from the rest."""
+    different = [(one, two) for one, two in pairs.items() if base.specs[one].shape != model.specs[two].shape]
+    heads = [pair for pair in different if base.role(pair[0]) is Role.HEAD]
+    rest = [pair for pair in different if base.role(pair[0]) is not Role.HEAD]
+    rows = [pair for pair in rest if base.role(pair[0]) is Role.EMBEDDING]
+    if heads and not rest:
+        remedy = "Keep the base's head with `heads: base`, or merge the backbones alone with `heads: drop`."
+        yield _shapes(base, model, heads, "output head differs in shape", remedy)
+    elif rest and len(rows) == len(rest):
+        remedy = "The vocabularies differ. Keep the base's with `copy: [PATTERN]`" + (
+            ", `heads: base`." if heads else "."
+        )
+        yield _shapes(base, model, rows + heads, "embedding differs in shape", remedy)
+    elif rest:
+        yield _shapes(
+            base, model, rest + heads, f"{count(len(rest + heads), 'tensor')} of other shape", _cause(base, model)
+        )
+
+
+def dtype_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Iterable[Problem]:
+    """A tensor that is a number here and an index there."""
+    for one, two in pairs.items():
+        kinds = (base.specs[one].dtype, model.specs[two].dtype)
+        if kinds[0] != kinds[1] and not set(kinds) <= set(MERGEABLE):
+            yield Problem(model.source.ref.short, f"{two} is {kinds[1]}, in {base.source.ref.short} it is {kinds[0]}")
+
+
+def matches(canonical: str, patterns: Iterable[str]) -> bool:
+    """Whether a canonical name falls under one of the recipe's patterns."""
+    return any(fnmatchcase(canonical, pattern) for pattern in patterns)
+
+
+def _shapes(base: Model, model: Model, pairs: list[tuple[str, str]], what: str, remedy: str) -> Problem:
+    one, two = pairs[0]
+    shapes = f"{one} is {show_shape(model.specs[two].shape)}, in {base.source.ref.short} "
+    shapes += show_shape(base.specs[one].shape)
+    more = f" (and {len(pairs) - 1} more)" if len(pairs) > 1 else ""
+    return Problem(model.source.ref.short, f"{what}: {shapes}{more}", remedy)
+
+
+def _cause(base: Model, model: Model) -> str:
+    """The config entries that make the two models different, as a sentence; empty when they agree."""
+    one, two = base.config or {}, model.config or {}
+    different = [
+        f"{key} {two[key]} here, {one[key]} there"
+        for key in _SIZES
+        if key in one and key in two and one[key] != two[key]
+    ]
+    return "It was not fine-tuned from this base: " + ", ".join(different) + "." if different else ""
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,25 @@
+"""What a long run tells whoever watches. The library only calls these; showing them is the caller's business."""
+
+from __future__ import annotations
+
+
+class Progress:
+    """Silent by default; override what you want to see. Called from the thread that runs the merge."""
+
+    def stage(self, text: str) -> None:
+        """A new part of the work begins: ``reading headers``, ``merging``, ``verifying`` ..."""
+
+    def begin(self, tensors: int, nbytes: int) -> None:
+        """Merging begins: so many tensors and output bytes are still to be made."""
+
+    def tensor(self, name: str) -> None:
+        """This tensor is in hand now."""
+
+    def advance(self, nbytes: int) -> None:
+        """So many more output bytes are made."""
+
+    def tensor_done(self, name: str) -> None:
+        """This tensor is written and journaled."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line of its own."""

@@ -1,0 +1,101 @@
+"""The receipt: what happened, as data. Only what the run measured, and nothing that could not be read back.
+
+The layout is versioned; ``dopkit show`` and later merges read it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dopkit import __version__
+from dopkit.errors import OutputError, Problem
+from dopkit.planning import Plan
+from dopkit.writer import RECEIPT, ShardFile
+
+LAYOUT = 1
+RECIPE_FILE = "dopkit_recipe.yaml"
+_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate")
+
+Receipt = dict[str, Any]
+
+
+def make(
+    plan: Plan,
+    fingerprint: str,
+    entries: Mapping[str, Mapping[str, Any]],
+    shards: Sequence[ShardFile],
+    run: Mapping[str, Any],
+    verified: Mapping[str, Any],
+) -> Receipt:
+    """The receipt of a finished run. ``entries`` are the journal's, by tensor name."""
+    return {
+        "layout": LAYOUT,
+        "fingerprint": fingerprint,
+        "method": plan.recipe.merge_method,
+        "parameters": plan.recipe.parameters.in_force(),
+        "base": None if plan.recipe.base_model is None else _source(plan.donor),
+        "models": [_source(source) for source in plan.models],
+        "order": "given" if plan.seed is None else {"shuffle": {"seed": plan.seed}},
+        "run": dict(run),
+        "verified": dict(verified),
+        "versions": versions(),
+        "shards": [{"file": shard.file, "bytes": shard.size, "sha256": shard.sha256} for shard in shards],
+        "tensors": {job.name: _tensor(entries[job.name], str(job.role)) for job in plan.jobs},
+        "dropped": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in plan.dropped],
+        "notes": list(plan.notes),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that takes part in the arithmetic or the files."""
+    found = {"dopkit": __version__, "python": sys.version.split()[0], "platform": platform.platform(terse=True)}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def read(folder: Path) -> Receipt:
+    """The receipt of a folder that dopkit made. Raises OutputError when it is not one."""
+    path = folder / RECEIPT
+    if not path.is_file():
+        raise OutputError(f"{folder} is not a merged model", [Problem("", f"it holds no {RECEIPT}")])
+    try:
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OutputError(f"{path} is damaged: {error}") from None
+    if not isinstance(receipt, dict) or receipt.get("layout") != LAYOUT:
+        raise OutputError(f"{path} was written by another version of dopkit")
+    return receipt
+
+
+def to_json(receipt: Receipt) -> str:
+    """The receipt as the text of its file."""
+    return json.dumps(receipt, indent=1, ensure_ascii=False) + "\n"
+
+
+def objective(receipt: Receipt) -> dict[str, Any] | None:
+    """DOP's objective over all matrices and steps, before and after; None when no matrix was solved for."""
+    steps = [step for tensor in receipt["tensors"].values() for step in tensor.get("steps", [])]
+    if not steps:
+        return None
+    matrices = sum(1 for tensor in receipt["tensors"].values() if tensor.get("steps"))
+    before = sum(step["objective_before"] for step in steps)
+    return {"matrices": matrices, "before": before, "after": sum(step["objective_after"] for step in steps)}
+
+
+def _source(source: Any) -> dict[str, Any]:
+    return {"model": source.ref.text, "identity": source.identity, "bytes": source.nbytes}
+
+
+def _tensor(entry: Mapping[str, Any], role: str) -> dict[str, Any]:
+    kept = {key: entry[key] for key in ("rule", "device", "seconds", "steps") if key in entry}
+    return {"role": role, **kept}

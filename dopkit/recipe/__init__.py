@@ -1,0 +1,111 @@
+"""The recipe: which models, in which order, by which method. Frozen, complete, and free of torch and network.
+
+mergekit's words where the meaning is equal. What a recipe means for real checkpoints is the plan's business.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+from dopkit import methods
+from dopkit.methods.parameters import Parameters
+from dopkit.refs import ModelRef
+
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class ModelEntry(_Frozen):
+    """One model of the list, with what the recipe sets for the step that folds it in."""
+
+    model: ModelRef
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Recipe(_Frozen):
+    """A checked recipe. Make one with ``load_recipe`` or ``parse_recipe``; fields are as in the YAML file."""
+
+    name: str  # of the recipe file without its suffix: what the output folder is called
+    base_model: ModelRef | None = None
+    merge_method: str
+    models: tuple[ModelEntry, ...]
+    parameters: SerializeAsAny[Parameters]
+    dtype: Dtype | None = None
+    out_dtype: Dtype | None = None
+    order: Literal["given", "shuffle"] = "given"
+    seed: int | None = None
+    heads: Literal["base", "drop"] | None = None
+    # Name patterns of tensors that are taken from the base; what the models hold there is left unread.
+    # The YAML key is `copy`; pydantic models have a method of that name.
+    copied: tuple[str, ...] = ()
+
+    @property
+    def method(self) -> methods.Method:
+        return methods.find(self.merge_method)
+
+    @property
+    def donor(self) -> ModelRef:
+        """The model whose config, tokenizer, spelling and dtype the result takes: the base, else the first."""
+        return self.base_model or self.models[0].model
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """Every model the recipe names, base first, each once."""
+        every = [self.donor, *(entry.model for entry in self.models)]
+        return tuple({ref.key: ref for ref in every}.values())
+
+    def parameters_for(self, index: int) -> Parameters:
+        """The method's parameters at the step that folds in ``models[index]``."""
+        own = self.models[index].parameters
+        if not own:
+            return self.parameters
+        given = self.parameters.model_dump(exclude_unset=True)
+        return type(self.parameters).model_validate({**given, **own})
+
+    def drawn(self) -> Recipe:
+        """The recipe with its models in the order they are merged in: the shuffle is drawn and written down."""
+        if self.order == "given":
+            return self
+        entries = list(self.models)
+        random.Random(self.seed or 0).shuffle(entries)
+        return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": None})
+
+    def with_refs(self, pins: dict[ModelRef, ModelRef]) -> Recipe:
+        """The same recipe with each reference replaced, by a pinned one say."""
+        entries = tuple(entry.model_copy(update={"model": pins.get(entry.model, entry.model)}) for entry in self.models)
+        base = pins.get(self.base_model, self.base_model) if self.base_model else None
+        return self.model_copy(update={"base_model": base, "models": entries})
+
+    def to_data(self, folder: Path) -> dict[str, Any]:
+        """The recipe as YAML data for a file that lies in ``folder``, with every parameter that is in force."""
+        data: dict[str, Any] = {"merge_method": self.merge_method}
+        if self.base_model is not None:
+            data["base_model"] = self.base_model.written_from(folder)
+        data["models"] = [
+            {"model": entry.model.written_from(folder), "parameters": entry.parameters}
+            if entry.parameters
+            else entry.model.written_from(folder)
+            for entry in self.models
+        ]
+        if parameters := self.parameters.in_force():
+            data["parameters"] = parameters
+        for key in ("dtype", "out_dtype", "heads", "seed"):
+            if getattr(self, key) is not None:
+                data[key] = getattr(self, key)
+        if self.order != "given":
+            data["order"] = self.order
+        if self.copied:
+            data["copy"] = list(self.copied)
+        return data
+
+    def to_yaml(self, folder: Path) -> str:
+        """The recipe as a YAML text for a file that lies in ``folder``."""
+        return yaml.safe_dump(self.to_data(folder), sort_keys=False, allow_unicode=True, width=110)

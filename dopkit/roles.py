@@ -1,0 +1,38 @@
+"""What a tensor is to its model. Plain names, so that rules can be chosen without loading torch.
+
+Which tensor has which role is found out by ``skeleton``; this module only names them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Role(str, Enum):
+    """The part a tensor plays in its model."""
+
+    LINEAR = "linear"  # weight of nn.Linear, (out, in)
+    CONV1D = "conv1d"  # weight of GPT-2's Conv1D, a linear layer stored transposed, (in, out)
+    EXPERTS = "experts"  # fused mixture-of-experts weight, (experts, ., .)
+    EMBEDDING = "embedding"
+    NORM = "norm"  # weight or bias of a normalisation
+    CONV = "conv"
+    BIAS = "bias"  # of a linear layer or a convolution
+    HEAD = "head"  # weight or bias of what stands on the backbone: classifier, untied language-model head
+    PARAMETER = "parameter"  # class token, position embedding as a bare parameter, scale
+    BUFFER = "buffer"  # not trained: running statistics, position ids, frequencies
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class TensorRole:
+    """One checkpoint tensor as its model sees it."""
+
+    canonical: str  # the name inside the model class of the installed transformers
+    role: Role
+    # Set when several checkpoint tensors are fused into one parameter on loading (experts of a
+    # mixture): the tensor is still merged as it lies on disk.
+    fused: bool = False

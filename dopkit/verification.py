@@ -1,0 +1,67 @@
+"""The last look at a finished folder, by what lies on disk: is it what the plan promised, does it load?
+
+That every value is finite was seen when the tensor was in memory, and what was written is what was seen.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dopkit import skeleton
+from dopkit.checkpoints import Checkpoint
+from dopkit.checkpoints.folder import open_folder
+from dopkit.errors import CheckpointError, Problem, VerificationError
+from dopkit.planning import Plan
+from dopkit.planning.matching import Model
+from dopkit.refs import ModelRef
+
+Report = dict[str, str]
+
+
+def verify(folder: Path, plan: Plan, donor: Model) -> Report:
+    """Check the folder against the plan and against transformers; one clause per thing checked.
+
+    Raises VerificationError naming every tensor that is missing, unexpected or of another shape.
+    """
+    try:
+        found = open_folder(ModelRef(str(folder), folder=folder), folder)
+    except CheckpointError as error:
+        raise VerificationError("the merged folder cannot be read back", [Problem("", str(error))]) from error
+    try:
+        _same_tensors(found, plan)
+    finally:
+        found.close()
+    report = {
+        "names": f"all {len(plan.jobs)} tensors are there in the planned shape",
+        "finite": "every value is finite",
+    }
+    report["loads"] = _loads(plan, donor)
+    return report
+
+
+def _same_tensors(found: Checkpoint, plan: Plan) -> None:
+    planned = {job.name: (job.dtype, job.shape) for job in plan.jobs}
+    there = {name: (spec.dtype, spec.shape) for name, spec in found.specs.items()}
+    wrong = sorted(name for name in planned.keys() | there.keys() if planned.get(name) != there.get(name))
+    if wrong:
+        problems = [Problem(name, f"planned {planned.get(name)}, found {there.get(name)}") for name in wrong]
+        raise VerificationError("the merged folder is not what was planned", problems)
+
+
+def _loads(plan: Plan, donor: Model) -> str:
+    """Load into the donor's class on the meta device; what the donor itself stumbles over is not new."""
+    check = skeleton.check_loads(donor.config, {job.name: job.shape for job in plan.jobs})
+    if check.unchecked:
+        return f"loading was not checked: {check.unchecked}"
+    known = _places(skeleton.check_loads(donor.config, {name: spec.shape for name, spec in donor.specs.items()}))
+    headless = {one.name for one in plan.dropped if one.why == "heads: drop" and one.ref.key == donor.source.ref.key}
+    known |= headless | {donor.skeleton.roles[name].canonical for name in headless}
+    problems = [problem for problem in check.problems if problem.place not in known]
+    if problems:
+        raise VerificationError(f"the merged folder does not load as {donor.skeleton.class_name}", problems)
+    but = f", but for {len(check.problems)} keys as planned" if check.problems else ""
+    return f"loads as {donor.skeleton.class_name} with no missing or unexpected key{but}"
+
+
+def _places(check: skeleton.LoadCheck) -> set[str]:
+    return {problem.place for problem in check.problems}

@@ -1,0 +1,9 @@
+"""The output on disk: a folder that appears whole, shards at planned offsets, a journal to continue from."""
+
+from __future__ import annotations
+
+from dopkit.writer.folder import RECEIPT, OutputFolder
+from dopkit.writer.journal import Journal
+from dopkit.writer.shards import ShardFile, ShardWriter, write_text
+
+__all__ = ["RECEIPT", "Journal", "OutputFolder", "ShardFile", "ShardWriter", "write_text"]

@@ -1,0 +1,94 @@
+"""The output folder from the outside: is it free, finished, in the way; and its appearance in one step.
+
+A merge is made in ``OUT.partial`` and becomes ``OUT`` by a rename, so ``OUT`` is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from dopkit.errors import OutputError, Problem
+
+JOURNAL = "journal.jsonl"
+LOCK = "journal.lock"
+RECEIPT = "dopkit_receipt.json"
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """Where a merge goes. Nothing is written before ``prepare``."""
+
+    path: Path
+    overwrite: bool = False
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_name(self.path.name + ".partial")
+
+    def obstacle(self) -> Problem | None:
+        """What stands in the way whatever the merge: files that dopkit did not make are never touched."""
+        for path, marker in ((self.path, RECEIPT), (self.partial, JOURNAL)):
+            if path.exists() and not path.is_dir():
+                return Problem(str(path), "is in the way: it is a file", "Choose another folder with -o.")
+            if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+                what = "is in the way: it holds files that dopkit did not make"
+                return Problem(str(path), what, "Choose another folder with -o, or move it away.")
+        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
+        if not os.access(parent, os.W_OK):
+            return Problem(str(parent), "cannot be written to", "Choose another folder with -o.")
+        return None
+
+    def finished(self, fingerprint: str) -> bool:
+        """Whether the folder already is this very merge. Raises OutputError when it is another one."""
+        if not (self.path / RECEIPT).is_file() or self.overwrite:
+            return False
+        try:
+            found = json.loads((self.path / RECEIPT).read_text(encoding="utf-8")).get("fingerprint")
+        except ValueError:
+            found = None
+        if found == fingerprint:
+            return True
+        what = "holds another merge (another recipe, or sources that changed since)"
+        remedy = "Choose another folder with -o, or replace it with --overwrite."
+        raise OutputError("the output folder is in the way", [Problem(str(self.path), what, remedy)])
+
+    def bytes_written(self) -> int:
+        """Disk space that an unfinished run has already taken."""
+        if not self.partial.is_dir():
+            return 0
+        return sum(path.stat().st_blocks * 512 for path in self.partial.iterdir() if path.is_file())
+
+    def prepare(self) -> Path:
+        """Make the working folder, or return the one an interrupted run left."""
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make {self.partial}: {error.strerror}") from error
+        return self.partial
+
+    def publish(self) -> None:
+        """The working folder, complete, becomes the output folder; what it replaces goes last."""
+        for name in (JOURNAL, LOCK):
+            (self.partial / name).unlink(missing_ok=True)
+        old = self.path.with_name(self.path.name + ".replaced")
+        if self.path.is_dir():
+            if any(self.path.iterdir()):
+                shutil.rmtree(old, ignore_errors=True)
+                self.path.rename(old)
+            else:
+                self.path.rmdir()
+        self.partial.rename(self.path)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def free_location(self) -> Path:
+        """The folder itself, or the nearest one around it that exists: tells which disk it would be on."""
+        path = self.path.absolute()
+        return next(folder for folder in (path, *path.parents) if folder.is_dir())
+
+    def free_bytes(self) -> int:
+        """Free space on the disk that the folder is on or would be on."""
+        return shutil.disk_usage(self.free_location()).free

@@ -1,0 +1,172 @@
+"""Shards on disk: preallocated, written at planned offsets, hashed on the way, and continued after a kill.
+
+Takes bytes and names; knows neither torch nor methods. One thread writes at a time.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dopkit.errors import OutputError, Problem
+from dopkit.layout import INDEX_FILE, Placed, Shard, index_json
+from dopkit.writer.journal import Journal
+
+_CHUNK = 1 << 24
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A finished shard."""
+
+    file: str
+    size: int
+    sha256: str
+
+
+class ShardWriter:
+    """Writes the tensors of a plan's shards into a working folder.
+
+    A tensor's bytes come in order through ``write``; ``complete`` journals it. ``done`` names those that an earlier
+    run completed and whose bytes are still good.
+    """
+
+    def __init__(self, folder: Path, shards: Sequence[Shard], journal: Journal) -> None:
+        self._folder = folder
+        self._shards = shards
+        self._journal = journal
+        self._files = [_OpenShard(folder, shard) for shard in shards]
+        self._place: dict[str, tuple[_OpenShard, Placed]] = {
+            tensor.name: (file, tensor)
+            for file, shard in zip(self._files, shards, strict=True)
+            for tensor in shard.tensors
+        }
+        self._crc = 0
+        self.done = {name for name in self._place if self._still_good(name)}
+
+    def _still_good(self, name: str) -> bool:
+        entry = self._journal.entries.get(name)
+        shard, tensor = self._place[name]
+        return entry is not None and shard.check(tensor, int(entry["crc"]))
+
+    def write(self, name: str, position: int, data: memoryview) -> None:
+        """Put ``data`` at byte ``position`` of a tensor; positions of one tensor must rise without a gap.
+
+        Raises OutputError when the disk is full or fails.
+        """
+        shard, tensor = self._place[name]
+        self._crc = zlib.crc32(data, self._crc if position else 0)
+        try:
+            shard.write(tensor.offset + position, data)
+        except OSError as error:
+            raise _failed(self._folder, error) from error
+
+    def complete(self, name: str, record: dict[str, Any]) -> None:
+        """All bytes of this tensor are written: journal it with what the receipt will say."""
+        crc = self._crc if self._place[name][1].nbytes else 0
+        self._journal.append({"name": name, "crc": crc, **record})
+        self.done.add(name)
+
+    def finish(self) -> list[ShardFile]:
+        """Close the shards and write the index. Call when every tensor is complete."""
+        assert self.done == self._place.keys(), "finish() before every tensor is complete"
+        finished = [shard.finish() for shard in self._files]
+        if index := index_json(self._shards):
+            write_text(self._folder / INDEX_FILE, index)
+        return finished
+
+    def close(self) -> None:
+        """Let go of the files; what is journaled stays for the next run."""
+        for shard in self._files:
+            shard.close()
+
+
+class _OpenShard:
+    """One shard file. Its hash follows the writing as long as that goes from front to back."""
+
+    def __init__(self, folder: Path, shard: Shard) -> None:
+        self._path = folder / shard.file
+        self._shard = shard
+        self._handle: int | None = None
+        self._hash = hashlib.sha256(shard.header)
+        self._hashed = len(shard.header)  # bytes from the front that are in the hash
+
+    def check(self, tensor: Placed, crc: int) -> bool:
+        """Whether the bytes that an earlier run wrote for a tensor are all there."""
+        if not self._path.exists() or self._path.stat().st_size != self._shard.size:
+            return False
+        in_order = self._hashed == tensor.offset
+        trial, found = self._hash.copy(), 0
+        for chunk in self._chunks(tensor.offset, tensor.offset + tensor.nbytes):
+            found = zlib.crc32(chunk, found)
+            if in_order:
+                trial.update(chunk)
+        if found == crc and in_order:
+            self._hash, self._hashed = trial, tensor.offset + tensor.nbytes
+        return found == crc
+
+    def write(self, offset: int, data: memoryview) -> None:
+        handle = self._open()
+        done = 0
+        while done < len(data):
+            done += os.pwrite(handle, data[done:], offset + done)
+        if self._hashed == offset:
+            self._hash.update(data)
+            self._hashed = offset + len(data)
+
+    def finish(self) -> ShardFile:
+        handle = self._open()  # a shard of empty tensors was never written to
+        os.pwrite(handle, self._shard.header, 0)
+        for chunk in self._chunks(self._hashed, self._shard.size):
+            self._hash.update(chunk)
+        self.close()
+        return ShardFile(self._shard.file, self._shard.size, self._hash.hexdigest())
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _open(self) -> int:
+        """The file, made at its full size at the first write: a full disk shows before the work, not after."""
+        if self._handle is None:
+            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            _allocate(self._handle, self._shard.size)
+        return self._handle
+
+    def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
+        handle = self._open()
+        while start < stop:
+            chunk = os.pread(handle, min(_CHUNK, stop - start), start)
+            assert chunk, f"{self._path} is shorter than it was made"
+            yield chunk
+            start += len(chunk)
+
+
+def _allocate(handle: int, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, size)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    os.truncate(handle, size)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is there whole or not at all."""
+    beside = path.with_name(path.name + ".new")
+    beside.write_text(text, encoding="utf-8")
+    beside.rename(path)
+
+
+def _failed(folder: Path, error: OSError) -> OutputError:
+    remedy = "Make room and run the same command again: it goes on from here." if error.errno == errno.ENOSPC else ""
+    return OutputError(f"cannot write to {folder}", [Problem("", error.strerror or str(error), remedy)])
