@@ -6,6 +6,7 @@ Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode ar
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +14,10 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import (
+    DisabledRepoError,
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     HFValidationError,
     HTTPError,
     LocalEntryNotFoundError,
@@ -23,13 +26,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
-from huggingface_hub.utils import build_hf_headers, http_stream_backoff
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from dopkit import __version__
 from dopkit.errors import HubError, Problem
 from dopkit.refs import ModelRef
 
 TIMEOUT = 30.0  # seconds without an answer
+_TRIES = 3  # for a part whose connection breaks in the middle; before that the client tries again by itself
 
 
 def pin(ref: ModelRef) -> ModelRef:
@@ -40,11 +44,17 @@ def pin(ref: ModelRef) -> ModelRef:
     if ref.repo is None or ref.pinned:
         return ref
     with _explained(ref):
-        return ref.at(str(_api().resolve_revision(ref.repo, revision=ref.revision).resolved))
+        pinned = ref.at(str(_api().resolve_revision(ref.repo, revision=ref.revision).resolved))
+    if not pinned.pinned:
+        raise HubError(f"{ref.short}: the server gave {pinned.revision!r} as its commit")
+    return pinned
 
 
 def files(ref: ModelRef) -> dict[str, int]:
-    """Names and sizes in bytes of the repository's files at a pinned ref; offline, of those in the cache."""
+    """Names and sizes in bytes of the repository's files at a pinned ref; offline, of those in the cache.
+
+    Raises HubError.
+    """
     assert ref.repo is not None
     with _explained(ref):
         try:
@@ -55,14 +65,14 @@ def files(ref: ModelRef) -> dict[str, int]:
 
 
 def fetch(ref: ModelRef, file: str) -> Path:
-    """The file in huggingface_hub's cache, downloaded if it is not there yet."""
+    """The file in huggingface_hub's cache, downloaded if it is not there yet. Raises HubError."""
     assert ref.repo is not None
-    with _explained(ref):
+    with _explained(ref, file):
         return Path(_api().hf_hub_download(ref.repo, file, revision=ref.revision))
 
 
 def cached(ref: ModelRef, file: str) -> Path | None:
-    """The file if the cache has it; no network."""
+    """The file at a pinned ref if the cache has it; no network."""
     assert ref.repo is not None
     found = try_to_load_from_cache(ref.repo, file, revision=ref.revision)
     return Path(found) if isinstance(found, str) else None
@@ -78,18 +88,41 @@ def cache_disk(beside: Path) -> tuple[int, bool]:
 def read_range(ref: ModelRef, file: str, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` (exclusive) of a file, by one ranged request. Raises HubError."""
     assert ref.repo is not None
+    if stop <= start:
+        return b""
     if constants.is_offline_mode():
-        raise HubError(f"{ref.short}: {file} is not in the cache, and HF_HUB_OFFLINE is set")
+        raise HubError(f"{ref.short}: {file} {_MISSING}", [Problem("", "", _ONLINE)])
+    data = None
+    for _ in range(_TRIES):
+        with _explained(ref, file):
+            data = _part(ref, file, start, stop)
+        if data is not None:
+            break
+    if data is None or len(data) != stop - start:
+        what = f"asked for {stop - start:,} bytes of {file}, got {len(data or b''):,}"
+        raise HubError(f"{ref.short}: {what}", [Problem("", "", _AGAIN)])
+    return data
+
+
+def _part(ref: ModelRef, file: str, start: int, stop: int) -> bytes | None:
+    """The body of one ranged request, None when the connection broke in the middle of it."""
+    assert ref.repo is not None
+    url = hf_hub_url(ref.repo, file, revision=ref.revision)
     headers = build_hf_headers(library_name="dopkit", library_version=__version__)
     headers["Range"] = f"bytes={start}-{stop - 1}"
-    url = hf_hub_url(ref.repo, file, revision=ref.revision)
-    with _explained(ref), http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT) as answer:
-        if answer.status_code != 206:
-            raise HubError(f"{ref.short}: asked for a part of {file}, the server answered {answer.status_code}")
-        data = b"".join(answer.iter_bytes())
-    if len(data) != stop - start:
-        raise HubError(f"{ref.short}: asked for {stop - start} bytes of {file}, got {len(data)}; try again")
-    return data
+    with http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT) as answer:
+        try:
+            if answer.status_code >= 400:
+                answer.read()
+                hf_raise_for_status(answer)
+            if answer.status_code != 206:  # it would send the whole file
+                raise HubError(f"{ref.short}: asked for a part of {file}, the server answered {answer.status_code}")
+            return b"".join(answer.iter_bytes())
+        except HfHubHTTPError:
+            raise
+        except HTTPError:
+            # Must not reach the context manager: it would begin another answer inside this one.
+            return None
 
 
 def _api() -> HfApi:
@@ -102,36 +135,44 @@ def _cached_files(ref: ModelRef) -> dict[str, int]:
     folder = Path(constants.HF_HUB_CACHE, f"models--{ref.repo.replace('/', '--')}", "snapshots", ref.revision or "")
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     if not found:
-        raise HubError(f"{ref.short} is not in the cache, and HF_HUB_OFFLINE is set")
+        raise HubError(f"{ref.short} {_MISSING}", [Problem("", "", _ONLINE)])
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
 
 
-_OFFLINE = ("is not in the cache, and the Hub cannot be reached", "Check the network and HF_HUB_OFFLINE.")
+_MISSING = "is not in the cache, and HF_HUB_OFFLINE is set"
+_ONLINE = "Unset HF_HUB_OFFLINE for this run."
+_AGAIN = "Running the same command again continues."
+_UNREACHED = ("is not in the cache, and the Hub cannot be reached", "Check the network and HF_HUB_OFFLINE.")
+_NAME = "Check the name, or `hf auth login`; a folder would be written ./{repo}"
 
-# Subclasses stand before their parents.
+# Exception, what the model is or does, remedy. Subclasses stand before their parents.
 _EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
     (GatedRepoError, "is gated", "Accept its terms on its page on the Hub, then `hf auth login`."),
-    (RepositoryNotFoundError, "does not exist on the Hub, or is private", "Check the name, or `hf auth login`."),
+    (RepositoryNotFoundError, "does not exist on the Hub, or is private", _NAME),
+    (DisabledRepoError, "has been disabled on the Hub", ""),
     (RevisionNotFoundError, "has no such revision", "Check the branch, tag or commit."),
-    (LocalEntryNotFoundError, *_OFFLINE),
-    (RevisionResolutionError, *_OFFLINE),
-    (OfflineModeIsEnabled, *_OFFLINE),
-    (EntryNotFoundError, "lacks a file", ""),
+    (LocalEntryNotFoundError, *_UNREACHED),
+    (RevisionResolutionError, *_UNREACHED),
+    (OfflineModeIsEnabled, *_UNREACHED),
+    (EntryNotFoundError, "lacks {file}", ""),
     (HFValidationError, "is not a valid repository name", ""),
-    (HTTPError, "cannot be read", "Running the same command again continues."),
-    (OSError, "cannot be read", "Running the same command again continues."),
 )
+_KNOWN = tuple(kind for kind, _, _ in _EXPLANATIONS)
 
 
 @contextmanager
-def _explained(ref: ModelRef) -> Iterator[None]:
-    """Turn the client's exceptions into one sentence each."""
+def _explained(ref: ModelRef, file: str = "a file") -> Iterator[None]:
+    """Turn the client's exceptions into one sentence each; of those it has no sentence for, keep the first line."""
     try:
         yield
-    except tuple(kind for kind, _, _ in _EXPLANATIONS) as error:
+    except _KNOWN as error:
         what, remedy = next((what, remedy) for kind, what, remedy in _EXPLANATIONS if isinstance(error, kind))
-        raise HubError(f"{ref.short} {what}", [Problem("", _first_line(error), remedy)]) from error
+        problems = [Problem("", "", remedy.format(repo=ref.repo))] if remedy else []
+        raise HubError(f"{ref.short} {what.format(file=file)}", problems) from error
+    except (HTTPError, OSError) as error:
+        raise HubError(f"{ref.short} cannot be read", [Problem("", _first_line(error), _AGAIN)]) from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r"\?[^\s'\"]*", "", line)  # the query of a storage address is a signature

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 
 _STATUS = Path("/proc/self/status")
+_CGROUP = Path("/sys/fs/cgroup")  # inside a container its own; else the root, which has no limit
 
 
 def resident_bytes() -> int:
@@ -28,5 +29,13 @@ def peak_resident_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that could be taken without swapping."""
-    return int(psutil.virtual_memory().available)
+    """Memory that could be taken without swapping, on this machine or in the container this process is in."""
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        fields = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        # cached files count as used, but are given back when memory is short
+        inside = int(limit) - int(used) + int(fields.get("inactive_file", 0))
+    except (OSError, ValueError):  # no cgroup v2, or its limit is "max"
+        return available
+    return max(0, min(available, inside))

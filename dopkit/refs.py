@@ -11,9 +11,11 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-_REPO = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_REPO = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _FOLDER_STARTS = ("./", "../", "/", "~")
+# What git forbids in a branch or tag, as far as it could also lead a path astray.
+_NO_REVISION = re.compile(r"[ ~^:?*\[\\]|\.\.|//|^[-./]|[./]$")
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class ModelRef:
     text: str
     repo: str | None = None
     revision: str | None = None
-    folder: Path | None = None
+    folder: Path | None = None  # absolute
     adapter: ModelRef | None = None
 
     def __str__(self) -> str:
@@ -35,15 +37,19 @@ class ModelRef:
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> tuple[str, ...]:
         """Equal for two spellings of one model."""
-        place = str(self.folder) if self.folder is not None else f"{self.repo}@{self.revision or ''}"
-        return place, "" if self.adapter is None else self.adapter.text
+        place = str(self.folder) if self.folder is not None else f"{self.repo}@{self.revision or 'main'}"
+        return (place,) if self.adapter is None else (place, *self.adapter.key)
 
     @property
     def short(self) -> str:
         """The text, with a commit cut to seven digits."""
-        return f"{self.repo}@{self.revision[:7]}" if self.pinned and self.revision else self.text
+        if self.revision is None or not self.pinned:
+            return self.text
+        return self._with_adapter(
+            f"{self.repo}@{self.revision[:7]}", "" if self.adapter is None else self.adapter.short
+        )
 
     @property
     def name(self) -> str:
@@ -51,31 +57,58 @@ class ModelRef:
         return self.repo or (self.folder.name if self.folder else self.text)
 
     def at(self, commit: str) -> ModelRef:
-        """The same Hub repository at one commit."""
-        return replace(self, text=f"{self.repo}@{commit}", revision=commit)
+        """The same Hub repository at one commit (40 hexadecimal digits)."""
+        text = self._with_adapter(f"{self.repo}@{commit}", str(self.adapter))
+        return replace(self, text=text, revision=commit)
 
     def written_from(self, folder: Path) -> str:
         """How a recipe that lies in ``folder`` refers to this model."""
-        if self.folder is None:
+        if self.folder is not None:
+            path = os.path.relpath(self.folder, folder).replace(os.sep, "/")
+            return path if path in (".", "..") or path.startswith("../") else f"./{path}"
+        if self.adapter is None:
             return self.text
-        path = os.path.relpath(self.folder, folder).replace(os.sep, "/")
-        return path if path.startswith("../") else f"./{path}"
+        base = self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+        return f"{base}+{self.adapter.written_from(folder)}"
+
+    def _with_adapter(self, base: str, adapter: str) -> str:
+        return base if self.adapter is None else f"{base}+{adapter}"
 
 
 def parse(text: str, root: Path) -> ModelRef:
-    """Read a reference; a relative folder is meant from ``root``. Raises ValueError with what is wrong."""
+    """Read a reference; a relative folder is meant from ``root``. Raises ValueError with what is wrong.
+
+    ``..`` is taken back by its spelling, without a look at what a symbolic link points to. A folder's name may
+    hold a ``+`` or an ``@``; an adapter can only be written behind a Hub repository.
+    """
     text = text.strip()
+    if not text.isprintable():
+        raise ValueError(f"{text!r} holds characters that no model's name has")
     if text.startswith(_FOLDER_STARTS) or text in (".", ".."):
-        folder = Path(os.path.normpath(root.absolute() / Path(text).expanduser()))
-        return ModelRef(text, folder=folder)
-    if "+" in text:
-        base, _, adapter = text.partition("+")
-        return replace(parse(base, root), text=text, adapter=parse(adapter, root))
+        return ModelRef(text, folder=_folder(text, root))
+    base, plus, adapter = text.partition("+")
+    if not plus:
+        return _parse_repo(text)
+    applied = parse(adapter, root)
+    if applied.adapter is not None:
+        raise ValueError(f"{text!r} names an adapter of an adapter")
+    return replace(_parse_repo(base.rstrip()), text=text, adapter=applied)
+
+
+def _folder(text: str, root: Path) -> Path:
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r}: there is no such user's home folder") from None
+    return Path(os.path.normpath(root.absolute() / path))
+
+
+def _parse_repo(text: str) -> ModelRef:
     repo, at, revision = text.partition("@")
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo or repo.endswith((".", "-", ".git")):
         raise ValueError(
             f"{text!r} is neither a Hub repository (user/name or user/name@revision) nor a folder (./folder)"
         )
-    if at and (not revision or any(mark in revision for mark in " \t~^:?*[\\") or ".." in revision):
+    if at and (not revision or _NO_REVISION.search(revision)):
         raise ValueError(f"{text!r}: {revision!r} is not a revision (a branch, tag or commit)")
     return ModelRef(text, repo=repo, revision=revision or None)

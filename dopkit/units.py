@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
-_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", re.IGNORECASE)
+_PREFIXES = " KMGT"
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(?:([KMGT])(i?))?B?\s*", re.IGNORECASE | re.ASCII)
 
 
 def parse_size(text: str) -> int:
@@ -14,25 +15,26 @@ def parse_size(text: str) -> int:
     if not match:
         raise ValueError(f"{text!r} is not a size; write it like 4GB, 512MB or 1.5GiB")
     number, prefix, binary = match.groups()
-    factor = 1024 ** " KMGT".index(prefix.upper() or " ") if binary else _FACTORS[prefix.upper()]
-    size = int(float(number) * factor)
-    if size <= 0:
+    size = int(Fraction(number) * (1024 if binary else 1000) ** _PREFIXES.index((prefix or " ").upper()))
+    if size == 0:
         raise ValueError(f"{text!r} is no room at all")
     return size
 
 
 def show_size(size: float) -> str:
     """Bytes to three digits: ``1.23 GB``."""
+    size = round(size)
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+        shown = float(f"{size:.3g}")  # rounded before it is compared: 999.9 kB is 1 MB
+        if abs(shown) < 1000:
+            return f"{shown:g} {unit}"
         size /= 1000
-    return f"{size:.3g} TB"
+    return f"{float(f'{size:.3g}'):,.10g} TB"
 
 
 def show_seconds(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
-    if seconds < 10:
+    if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:

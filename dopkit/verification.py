@@ -53,15 +53,18 @@ def _loads(plan: Plan, donor: Model) -> str:
     check = skeleton.check_loads(donor.config, {job.name: job.shape for job in plan.jobs})
     if check.unchecked:
         return f"loading was not checked: {check.unchecked}"
-    known = _places(skeleton.check_loads(donor.config, {name: spec.shape for name, spec in donor.specs.items()}))
-    headless = {one.name for one in plan.dropped if one.why == "heads: drop" and one.ref.key == donor.source.ref.key}
-    known |= headless | {donor.skeleton.roles[name].canonical for name in headless}
-    problems = [problem for problem in check.problems if problem.place not in known]
+    expected = _expected(plan, donor) if check.problems else set()
+    problems = [problem for problem in check.problems if problem.place not in expected]
     if problems:
         raise VerificationError(f"the merged folder does not load as {donor.skeleton.class_name}", problems)
-    but = f", but for {len(check.problems)} keys as planned" if check.problems else ""
-    return f"loads as {donor.skeleton.class_name} with no missing or unexpected key{but}"
+    report = f"loads as {donor.skeleton.class_name} with no missing or unexpected key"
+    if check.problems:
+        report += f", but for those that the base lacks too or that were left out: {', '.join(sorted(expected))}"
+    return report
 
 
-def _places(check: skeleton.LoadCheck) -> set[str]:
-    return {problem.place for problem in check.problems}
+def _expected(plan: Plan, donor: Model) -> set[str]:
+    """The keys that are missing on purpose, and those that the donor itself loads without."""
+    own = skeleton.check_loads(donor.config, {name: spec.shape for name, spec in donor.specs.items()})
+    left = {one.name for one in plan.dropped if one.why == "heads: drop" and one.ref.key == donor.source.ref.key}
+    return {problem.place for problem in own.problems} | {donor.skeleton.roles[name].canonical for name in left}

@@ -1,6 +1,6 @@
 """Which files of a model hold its weights, and which ones belong beside a merged model.
 
-Judges by names and by the text of an index; opens nothing. Names that come from a repository are not trusted.
+Judges by names and by the text of an index. Names that come from a repository are not trusted.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 from dopkit.errors import CheckpointError, Problem
 
@@ -41,7 +42,7 @@ class WeightFiles:
 
     kind: str  # SAFETENSORS or PICKLE
     index: str | None
-    files: tuple[str, ...]  # empty until the index has been read
+    files: tuple[str, ...]  # () with an index: it says which
 
 
 def find_weights(names: Collection[str], shown: str) -> WeightFiles:
@@ -66,21 +67,35 @@ def _instead(names: Collection[str]) -> Problem:
 
 
 def read_index(text: str, index: str, names: Collection[str], shown: str) -> dict[str, str]:
-    """The weight map of an index: tensor name to file name, every file a plain name that exists."""
+    """The weight map of an index: tensor name to file name, every file a plain name out of ``names``.
+
+    Raises CheckpointError when the text is no index, or names a file that is not there or lies elsewhere.
+    """
     try:
-        weight_map = json.loads(text)["weight_map"]
-        pairs = {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{shown}: {index} is not an index of weight files") from None
+        pairs = json.loads(text)["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pairs = None
+    if not isinstance(pairs, dict) or not pairs or not all(isinstance(file, str) for file in pairs.values()):
+        raise CheckpointError(f"{shown}: {index} is not an index of weight files")
     for file in sorted(set(pairs.values())):
         if not is_plain(file):
             raise CheckpointError(f"{shown}: {index} names a file outside the model: {file!r}")
         if file not in names:
             raise CheckpointError(f"{shown}: {index} names {file}, which is not there", [Problem("", _AGAIN)])
-    return pairs
+    return dict(pairs)
 
 
 _AGAIN = "The download may be incomplete: fetch the model again."
+
+
+def read_text(path: Path, shown: str) -> str:
+    """A text file of the model ``shown``. Raises CheckpointError when it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{shown}: {path.name} is not UTF-8 text") from None
+    except OSError as error:
+        raise CheckpointError(f"{shown}: cannot read {path.name}: {error.strerror}") from error
 
 
 def is_plain(name: str) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dopkit.checkpoints import files
+from dopkit.checkpoints import files, reading
 from dopkit.checkpoints.checkpoint import Checkpoint
-from dopkit.checkpoints.reading import PickledFiles, SafetensorsFiles, read_header
+from dopkit.checkpoints.headers import read_specs
+from dopkit.checkpoints.reading import PickledFiles, SafetensorsFiles
 from dopkit.errors import CheckpointError, Problem
 from dopkit.refs import ModelRef
 from dopkit.specs import TensorSpec
@@ -33,14 +34,15 @@ class FolderCheckpoint(Checkpoint):
         identity: str,
         state: str,
     ) -> None:
-        names = file_names(folder)
-        super().__init__(ref, specs, read_config(folder, str(ref)), files.side_files(names), identity)
+        config = read_config(folder, str(ref))
+        super().__init__(ref, specs, config, files.side_files(file_names(folder)), identity)
         self._folder = folder
         self._weights = weights
         self._state = state
 
     @property
     def state(self) -> str:
+        """The identity, and when the weight files were last written to."""
         return self._state
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
@@ -62,37 +64,25 @@ def open_folder(ref: ModelRef, folder: Path) -> FolderCheckpoint:
         what = "it is a file" if folder.exists() else "there is no such folder"
         raise CheckpointError(f"{ref}: {what}", [Problem("", f"looked for {folder}")])
     names = file_names(folder)
-    found = files.find_weights(names, str(ref))
-    weight_map = None
-    if found.index is not None:
-        weight_map = files.read_index((folder / found.index).read_text(encoding="utf-8"), found.index, names, str(ref))
-    shards = sorted(set(weight_map.values())) if weight_map is not None else list(found.files)
-    paths = {file: folder / file for file in shards}
-    if found.kind == files.PICKLE:
-        pickles = PickledFiles(paths)
-        digests = [str(path.stat().st_size).encode() for path in paths.values()]
-        specs: dict[str, TensorSpec] = pickles.specs
-        weights: SafetensorsFiles | PickledFiles = pickles
-    else:
-        specs, digests = _headers(paths, str(ref))
-        weights = SafetensorsFiles(paths)
-    if missing := sorted((weight_map or {}).keys() - specs.keys()):
-        raise CheckpointError(f"{ref}: the index names {missing[0]}, which is in none of the files")
-    times = "".join(f":{path.stat().st_mtime_ns}" for path in paths.values())
-    identity = "sampled:" + hashlib.sha256(b"\0".join([*digests, *map(_samples, paths.values())])).hexdigest()
-    return FolderCheckpoint(ref, folder, weights, specs, identity, identity + times)
+    paths = {name: folder / name for name in names}
+    safetensors, pickles = SafetensorsFiles(paths), PickledFiles(paths)
+    digests: dict[str, bytes] = {}  # of the weight files
 
+    def read_header(kind: str, file: str) -> Mapping[str, TensorSpec]:
+        if kind == files.PICKLE:
+            specs = pickles.header(file)
+            digests[file] = str(paths[file].stat().st_size).encode()
+        else:
+            digests[file], specs = reading.read_header(paths[file], file)
+        return specs
 
-def _headers(paths: Mapping[str, Path], shown: str) -> tuple[dict[str, TensorSpec], list[bytes]]:
-    specs: dict[str, TensorSpec] = {}
-    digests = []
-    for file, path in paths.items():
-        raw, found = read_header(path, file)
-        if twice := specs.keys() & found.keys():
-            raise CheckpointError(f"{shown}: {min(twice)} is in two of its files")
-        specs.update(found)
-        digests += [file.encode(), raw]
-    return specs, digests
+    specs = read_specs(names, str(ref), lambda file: files.read_text(paths[file], str(ref)), read_header)
+    weight_files = sorted(digests)
+    facts = [part for file in weight_files for part in (file.encode(), digests[file], _samples(paths[file]))]
+    identity = "sampled:" + hashlib.sha256(b"\0".join(facts)).hexdigest()
+    times = "".join(f":{paths[file].stat().st_mtime_ns}" for file in weight_files)
+    pickled = any(spec.offset < 0 for spec in specs.values())
+    return FolderCheckpoint(ref, folder, pickles if pickled else safetensors, specs, identity, identity + times)
 
 
 def _samples(path: Path) -> bytes:
@@ -117,7 +107,7 @@ def read_config(folder: Path, shown: str) -> dict[str, Any] | None:
     path = folder / "config.json"
     if not path.is_file():
         return None
-    return parse_config(path.read_text(encoding="utf-8"), shown)
+    return parse_config(files.read_text(path, shown), shown)
 
 
 def parse_config(text: str, shown: str) -> dict[str, Any]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dopkit.errors import CheckpointError, Problem
-from dopkit.specs import DTYPES, TRUNCATED, TensorSpec, header_length, parse_header
+from dopkit.specs import DTYPES, LFS_POINTER, NOT_PULLED, TRUNCATED, TensorSpec, header_length, parse_header
 
 _LARGEST_READ = 1 << 30  # the kernel gives at most 2 GiB at once
 _TORCH_NAMES = {f"torch.{dtype.torch}": name for name, dtype in DTYPES.items()}
@@ -33,17 +35,21 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
 
 
 def read_header(path: Path, file: str) -> tuple[bytes, dict[str, TensorSpec]]:
-    """The header of a local safetensors file: its raw JSON, and its tensors. Raises CheckpointError."""
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        length = header_length(stream.read(8), str(path), size)
-        raw = stream.read(length)
-    specs = parse_header(raw, str(path), size)
-    return raw, {name: TensorSpec(name, spec.dtype, spec.shape, file, spec.offset) for name, spec in specs.items()}
+    """The header of a local safetensors file: its raw JSON, and its tensors as those of ``file``.
+
+    Raises CheckpointError when the file cannot be read, is truncated, or is none.
+    """
+    try:
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            raw = stream.read(header_length(stream.read(8), str(path), size))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return raw, parse_header(raw, file, size, str(path))
 
 
 class SafetensorsFiles:
-    """Open safetensors files, read by position. ``paths`` maps the file of a spec to where it lies."""
+    """Safetensors files read by position, each opened when first needed. ``paths``: a spec's file to its place."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = paths
@@ -51,24 +57,26 @@ class SafetensorsFiles:
         self._lock = threading.Lock()
 
     def read(self, spec: TensorSpec, rows: tuple[int, int] | None) -> torch.Tensor:
-        start, shape = spec.offset, spec.shape
-        if rows is not None and shape:
-            start += rows[0] * (spec.nbytes // spec.rows if spec.rows else 0)
-            shape = (rows[1] - rows[0], *shape[1:])
+        """See ``Checkpoint.read``."""
+        start, stop = _checked(spec, rows)
+        shape = (stop - start, *spec.shape[1:]) if spec.shape else ()
         tensor = torch.empty(shape, dtype=torch_dtype(spec.dtype))
         if tensor.numel():
-            self._fill(spec, bytes_of(tensor), start)
+            self._fill(spec, bytes_of(tensor), spec.offset + start * (spec.nbytes // spec.rows))
         return tensor
 
     def _fill(self, spec: TensorSpec, view: memoryview, start: int) -> None:
-        handle = self._handle(spec.file)
+        path = self._paths[spec.file]
         done = 0
-        while done < len(view):
-            got = os.preadv(handle, [view[done : done + _LARGEST_READ]], start + done)
-            if got == 0:
-                path = self._paths[spec.file]
-                raise CheckpointError(f"{path} ends in the middle of {spec.name}", [Problem("", TRUNCATED)])
-            done += got
+        try:
+            handle = self._handle(spec.file)
+            while done < len(view):
+                got = os.preadv(handle, [view[done : done + _LARGEST_READ]], start + done)
+                if got == 0:
+                    raise CheckpointError(f"{path} ends in the middle of {spec.name}", [Problem("", TRUNCATED)])
+                done += got
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def _handle(self, file: str) -> int:
         with self._lock:
@@ -77,6 +85,7 @@ class SafetensorsFiles:
             return self._handles[file]
 
     def close(self) -> None:
+        """Let go of the files; a later read opens them again."""
         with self._lock:
             for handle in self._handles.values():
                 os.close(handle)
@@ -84,38 +93,103 @@ class SafetensorsFiles:
 
 
 class PickledFiles:
-    """Opened ``pytorch_model.bin`` files: a restricted unpickler (weights only, no code), storages mapped."""
+    """``pytorch_model.bin`` files through torch's restricted unpickler: tensors only, no code, storages mapped."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
-        self._tensors: dict[str, torch.Tensor] = {}
-        self.specs: dict[str, TensorSpec] = {}
-        for file, path in paths.items():
-            for name, tensor in _load_pickle(path).items():
-                self.specs[name] = _spec(name, tensor, file, path)
-                self._tensors[name] = tensor
+        self._paths = paths
+        self._tensors: dict[str, dict[str, torch.Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def header(self, file: str) -> dict[str, TensorSpec]:
+        """The tensors of one file. Raises CheckpointError when it is no plain mapping of names to tensors."""
+        path = self._paths[file]
+        return {name: _spec(name, tensor, file, path) for name, tensor in self._mapping(file).items()}
 
     def read(self, spec: TensorSpec, rows: tuple[int, int] | None) -> torch.Tensor:
-        tensor = self._tensors[spec.name]
-        return (tensor if rows is None or not spec.shape else tensor[rows[0] : rows[1]]).clone().contiguous()
+        """See ``Checkpoint.read``. What comes back is a copy: tensors of a pickle may share their storage."""
+        start, stop = _checked(spec, rows)
+        tensor = self._mapping(spec.file)[spec.name]
+        part = tensor[start:stop] if spec.shape else tensor
+        return part.clone(memory_format=torch.contiguous_format)
+
+    def _mapping(self, file: str) -> dict[str, torch.Tensor]:
+        with self._lock:
+            if file not in self._tensors:
+                self._tensors[file] = _load_pickle(self._paths[file])
+            return self._tensors[file]
 
     def close(self) -> None:
-        self._tensors.clear()
+        """Let go of the maps; a later read makes them again."""
+        with self._lock:
+            self._tensors.clear()
+
+
+def _checked(spec: TensorSpec, rows: tuple[int, int] | None) -> tuple[int, int]:
+    """The rows asked for: beyond its end a file goes on with another tensor's bytes."""
+    start, stop = (0, spec.rows) if rows is None else rows
+    if not 0 <= start <= stop <= spec.rows:
+        raise IndexError(f"{spec.name} has {spec.rows} rows; {start} to {stop} was asked for")
+    return start, stop
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
+        _check_format(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except CheckpointError:
+        raise
     except Exception as error:  # torch raises many kinds for a file that is not what it expects
-        what = str(error).strip().splitlines()[0]
-        remedy = "Save the model again as safetensors, from a source that you trust."
-        raise CheckpointError(f"cannot read {path} safely", [Problem("", what, remedy)]) from error
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} is not a plain mapping of names to tensors")
-    return {str(name): tensor for name, tensor in state.items()}
+        # The first paragraph is advice on how to load it unsafely; the reason follows.
+        reasons = [line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line]
+        what = "it holds more than tensors" + (f" ({reasons[0].strip()})" if reasons else "")
+        raise _refused(path, what, _RESAVE) from error
+    if not isinstance(state, dict):
+        raise _refused(path, f"it holds a {type(state).__name__}, not a mapping of names to tensors", _RESAVE)
+    return {_name(name, value, path): value.detach() for name, value in state.items()}
+
+
+_RESAVE = "Save the model again as safetensors, from a source that you trust."
+
+
+def _check_format(path: Path) -> None:
+    """Refuse what torch cannot map into memory."""
+    if zipfile.is_zipfile(path):
+        return
+    with path.open("rb") as stream:
+        first = stream.read(8)
+    if first == LFS_POINTER:
+        raise _refused(path, *NOT_PULLED)
+    if first[:1] == b"\x80":
+        raise _refused(path, "it is in PyTorch's old format (before 1.6), which cannot be read in parts", _RESAVE)
+    if not first or first[:4] == b"PK\x03\x04":
+        raise _refused(path, f"it has {path.stat().st_size:,} bytes and lacks its end", TRUNCATED)
+    raise _refused(path, "it is not a file that torch.save wrote")
+
+
+def _name(name: Any, value: Any, path: Path) -> str:
+    """The name of one entry of a pickle, when both name and value are what a model holds."""
+    if not isinstance(name, str) or not name.isprintable() or name == "__metadata__":
+        raise _refused(path, f"{name!r} is not the name of a tensor")
+    if not isinstance(value, torch.Tensor):
+        remedy = "Save that alone, as safetensors." if isinstance(value, dict) else ""
+        raise _refused(path, f"{name!r} holds {type(value).__name__}, no tensor: this is more than a model", remedy)
+    if value.layout is not torch.strided or value.device.type != "cpu":
+        raise _refused(path, f"{name} is not a plain tensor ({value.layout}, on {value.device})")
+    return name
 
 
 def _spec(name: str, tensor: torch.Tensor, file: str, path: Path) -> TensorSpec:
     dtype = _TORCH_NAMES.get(str(tensor.dtype))
     if dtype is None:
-        raise CheckpointError(f"{path}: {name} has dtype {tensor.dtype}, which dopkit does not know")
+        raise _refused(path, f"{name} has dtype {tensor.dtype}, which dopkit does not know")
     return TensorSpec(name, dtype, tuple(tensor.shape), file, -1)
+
+
+def _refused(path: Path, what: str, remedy: str = "") -> CheckpointError:
+    return CheckpointError("cannot read a pickled checkpoint", [Problem(str(path), what, remedy)])
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot read {path}: {error.strerror or error}")

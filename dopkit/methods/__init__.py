@@ -7,17 +7,20 @@ add methods through the entry point group ``dopkit.methods``; each entry is a ``
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 
 from dopkit.errors import DopkitError
 from dopkit.methods.fold import Fold
 from dopkit.methods.parameters import AverageParameters, DopParameters, Parameters
 from dopkit.roles import Role
 
+GROUP = "dopkit.methods"  # of entry points
 FLOAT32 = 4  # bytes
 
 
@@ -51,7 +54,8 @@ class Method:
     rule_for: Callable[[Parameters, str, Role, tuple[int, ...]], Rule]
     paper: str
     needs_base: bool
-    ordered: bool  # whether the order of the models changes the result
+    # Whether the order of the models changes the result; then the first one is taken as it is.
+    ordered: bool
     least_models: int = 1
 
 
@@ -128,30 +132,50 @@ def known() -> dict[str, Method]:
 
     Raises DopkitError when two of them claim one name, or an entry point is not a Method.
     """
-    methods = dict(BUILTIN)
-    for entry in sorted(entry_points(group="dopkit.methods"), key=lambda entry: (entry.name, entry.value)):
-        method = entry.load()
-        if not isinstance(method, Method) or method.name != entry.name:
-            raise DopkitError(
-                f"the installed method {entry.name!r} ({entry.value}) is not a dopkit Method of that name"
-            )
-        if method.name in methods:
-            raise DopkitError(f"two installed packages offer a method {method.name!r}; uninstall one ({entry.value})")
-        methods[method.name] = method
-    return dict(sorted(methods.items()))
+    entries = _installed(tuple(sys.path))
+    return {name: _only(name, entries) for name in sorted(BUILTIN.keys() | entries.names)}
 
 
 def find(name: str) -> Method:
-    """The method of that name. Raises DopkitError with the nearest known name."""
-    if name in BUILTIN:
-        return BUILTIN[name]
-    methods = known()
-    if name in methods:
-        return methods[name]
-    raise DopkitError(f"unknown method {name!r} ({suggestion(name, methods)}known: {', '.join(methods)})")
+    """The method of that name; of other packages' methods no other is loaded.
+
+    Raises DopkitError with the nearest known name, or as ``known`` does.
+    """
+    entries = _installed(tuple(sys.path))
+    names = sorted(BUILTIN.keys() | entries.names)
+    if name not in names:
+        raise DopkitError(f"unknown method {name!r} ({suggestion(name, names)}known: {', '.join(names)})")
+    return _only(name, entries)
 
 
-def suggestion(word: str, words: object) -> str:
+@cache
+def _installed(path: tuple[str, ...]) -> EntryPoints:
+    """The entry points that packages on ``path`` offer; looking through them all takes a moment."""
+    return entry_points(group=GROUP)
+
+
+def _only(name: str, entries: EntryPoints) -> Method:
+    claims = sorted({entry.value for entry in entries.select(name=name)})
+    if len(claims) > 1 or (claims and name in BUILTIN):
+        others = " and ".join(claims)
+        what = f"dopkit's own method {name!r} is also offered by" if name in BUILTIN else f"{name!r} is offered by both"
+        raise DopkitError(f"{what} {others}; uninstall one")
+    return _load(name, claims[0]) if claims else BUILTIN[name]
+
+
+def _load(name: str, value: str) -> Method:
+    try:
+        method = EntryPoint(name, value, GROUP).load()
+    except Exception as error:  # another package's code: anything may happen
+        raise DopkitError(
+            f"the installed method {name!r} ({value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(method, Method) or method.name != name:
+        raise DopkitError(f"the installed method {name!r} ({value}) is not a dopkit Method of that name")
+    return method
+
+
+def suggestion(word: str, words: Iterable[str]) -> str:
     """``did you mean 'x'? `` or nothing, for the nearest of ``words``."""
-    nearest = difflib.get_close_matches(word, [str(other) for other in words], n=1, cutoff=0.6)  # type: ignore[attr-defined]
+    nearest = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f"did you mean {nearest[0]!r}? " if nearest else ""

@@ -13,9 +13,12 @@ from typing_extensions import Self
 
 
 class Parameters(BaseModel):
-    """Parameters of a method: frozen, and no key that the method does not read."""
+    """Parameters of a method: frozen, and no key that the method does not read.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    Values are taken as they are: ``true`` is no number, ``"0.5"`` is no number either. A list needs ``Patterns``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
     # The ones that an entry of ``models`` may set for the step that folds this model in.
     per_model: ClassVar[frozenset[str]] = frozenset()
@@ -34,8 +37,8 @@ class Parameters(BaseModel):
     @model_validator(mode="after")
     def _every_given_parameter_is_read(self) -> Self:
         unread = self.unread(self.model_dump())
-        for name in self.model_fields_set & unread.keys():
-            raise ValueError(f"{name} has no effect: {unread[name]}")
+        if given := sorted(self.model_fields_set & unread.keys()):
+            raise ValueError("; ".join(f"{name!r} has no effect: {unread[name]}" for name in given))
         return self
 
 
@@ -43,16 +46,24 @@ class AverageParameters(Parameters):
     """A running mean has nothing to set."""
 
 
+def _as_patterns(value: Any) -> Any:
+    """A list as YAML gives it, or one pattern alone."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_patterns)]
+
+
 def _share_or_by_count(value: Any) -> Any:
     if value == "by-count":
         return value
-    try:
-        share = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"alpha: {value!r} is neither a number from 0 to 1 nor 'by-count'") from None
-    if not 0 <= share <= 1:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"alpha: {value!r} is neither a number from 0 to 1 nor 'by-count'")
+    if not 0 <= value <= 1:
         raise ValueError(f"alpha: {value} is not between 0 and 1")
-    return share
+    return float(value)
 
 
 class DopParameters(Parameters):
@@ -85,7 +96,7 @@ class DopParameters(Parameters):
         description="what is done with tensors that are no matrices: running mean over the models so far, or the "
         "reference's half and half at every step",
     )
-    exclude: tuple[str, ...] = Field((), description="name patterns of matrices to treat as 'other' says")
+    exclude: Patterns = Field((), description="name patterns of matrices to treat as 'other' says")
     lr: float = Field(1e-4, gt=0, description="learning rate (adam only)")
     num_steps: int = Field(200, ge=0, description="steps per matrix and model (adam only)")
     mgda: bool = Field(True, description="multi-gradient descent chooses the weight at every step (adam only)")

@@ -88,7 +88,7 @@ def whole_problems(base: Model, model: Model, base_names: Mapping[str, str]) -> 
         remedy = (
             "Keep the base's head with `heads: base`."
             if headless
-            else "Take them from the base with `copy: [PATTERN]`."
+            else f"Take them from the base with `{_copy(base, missing)}`."
         )
         yield Problem(shown, what, _cause(base, model) or remedy)
 
@@ -103,7 +103,7 @@ def extra_problem(base: Model, model: Model, extra: list[str]) -> Problem:
             shown, what, _cause(base, model) or "Merge the backbones alone with `heads: drop` in the recipe."
         )
     what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {_some(extra)}"
-    return Problem(shown, what, _cause(base, model) or "Leave them out with `copy: [PATTERN]`.")
+    return Problem(shown, what, _cause(base, model) or f"Leave them out with `{_copy(model, extra)}`.")
 
 
 def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Iterable[Problem]:
@@ -116,9 +116,8 @@ def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Itera
         remedy = "Keep the base's head with `heads: base`, or merge the backbones alone with `heads: drop`."
         yield _shapes(base, model, heads, "output head differs in shape", remedy)
     elif rest and len(rows) == len(rest):
-        remedy = "The vocabularies differ. Keep the base's with `copy: [PATTERN]`" + (
-            ", `heads: base`." if heads else "."
-        )
+        keys = f"`{_copy(base, [name for name, _ in rows])}`" + (" and `heads: base`" if heads else "")
+        remedy = f"The vocabularies differ. Keep the base's with {keys}."
         yield _shapes(base, model, rows + heads, "embedding differs in shape", remedy)
     elif rest:
         yield _shapes(
@@ -156,6 +155,12 @@ def _cause(base: Model, model: Model) -> str:
         if key in one and key in two and one[key] != two[key]
     ]
     return "It was not fine-tuned from this base: " + ", ".join(different) + "." if different else ""
+
+
+def _copy(model: Model, names: list[str]) -> str:
+    """The recipe key that settles these tensors."""
+    more = ", ..." if len(names) > _SHOWN else ""
+    return f"copy: [{', '.join(model.skeleton.roles[name].canonical for name in names[:_SHOWN])}{more}]"
 
 
 def _some(names: list[str]) -> str:

@@ -9,11 +9,11 @@ import random
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from dopkit import methods
 from dopkit.methods.parameters import Parameters
+from dopkit.recipe.document import write
 from dopkit.refs import ModelRef
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
@@ -58,9 +58,11 @@ class Recipe(_Frozen):
 
     @property
     def refs(self) -> tuple[ModelRef, ...]:
-        """Every model the recipe names, base first, each once."""
-        every = [self.donor, *(entry.model for entry in self.models)]
-        return tuple({ref.key: ref for ref in every}.values())
+        """Every model the recipe names, base first, each once and in its first spelling."""
+        first: dict[tuple[str, ...], ModelRef] = {}
+        for ref in (self.donor, *(entry.model for entry in self.models)):
+            first.setdefault(ref.key, ref)
+        return tuple(first.values())
 
     def parameters_for(self, index: int) -> Parameters:
         """The method's parameters at the step that folds in ``models[index]``."""
@@ -71,7 +73,10 @@ class Recipe(_Frozen):
         return type(self.parameters).model_validate({**given, **own})
 
     def drawn(self) -> Recipe:
-        """The recipe with its models in the order they are merged in: the shuffle is drawn and written down."""
+        """The recipe with its models in the order they are merged in: the shuffle is drawn and written down.
+
+        The order depends on the seed and the number of models alone; without a seed it is that of seed 0.
+        """
         if self.order == "given":
             return self
         entries = list(self.models)
@@ -79,9 +84,12 @@ class Recipe(_Frozen):
         return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": None})
 
     def with_refs(self, pins: dict[ModelRef, ModelRef]) -> Recipe:
-        """The same recipe with each reference replaced, by a pinned one say."""
-        entries = tuple(entry.model_copy(update={"model": pins.get(entry.model, entry.model)}) for entry in self.models)
-        base = pins.get(self.base_model, self.base_model) if self.base_model else None
+        """The same recipe with each reference that ``pins`` has, in whatever spelling, replaced by its pinned one."""
+        by_key = {ref.key: pin for ref, pin in pins.items()}
+        entries = tuple(
+            entry.model_copy(update={"model": by_key.get(entry.model.key, entry.model)}) for entry in self.models
+        )
+        base = by_key.get(self.base_model.key, self.base_model) if self.base_model else None
         return self.model_copy(update={"base_model": base, "models": entries})
 
     def to_data(self, folder: Path) -> dict[str, Any]:
@@ -108,4 +116,4 @@ class Recipe(_Frozen):
 
     def to_yaml(self, folder: Path) -> str:
         """The recipe as a YAML text for a file that lies in ``folder``."""
-        return yaml.safe_dump(self.to_data(folder), sort_keys=False, allow_unicode=True, width=110)
+        return write(self.to_data(folder))

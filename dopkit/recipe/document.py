@@ -1,4 +1,4 @@
-"""YAML with line numbers, read as data and nothing else.
+"""YAML with line numbers, read as data and nothing else; and data written so that it reads back the same.
 
 Knows nothing of recipes. Only plain scalars, lists and mappings come out: no tags, no code, no duplicate keys,
 and no file that unfolds into more than it says (alias bombs).
@@ -14,8 +14,10 @@ import yaml
 
 from dopkit.errors import Problem
 
+MOST_CHARACTERS = 300_000
 MOST_NODES = 20_000
 MOST_DEPTH = 40
+_TOO_LARGE = "the file is too large or too deeply nested for a recipe (aliases count each time)"
 
 Path = tuple[str | int, ...]
 
@@ -43,44 +45,87 @@ class _Loader(yaml.SafeLoader):
     """Reads ``1e-4`` as the number that people mean; YAML 1.1 would make it a string."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?\d+(?:\.\d*)?[eE][-+]?\d+"),
-    list("-+0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes a string that ``_Loader`` would take for a number."""
+
+
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)[eE][-+]?\d+"),
+        list("-+.0123456789"),
+    )
+
+_YAML = "tag:yaml.org,2002:"
+_VALUES = ("null", "bool", "int", "float", "str")
+_WORDS = ("timestamp", "merge", "value")  # what YAML 1.1 makes of `2024-01-31`, `<<` and `=`; a recipe keeps the text
+_KINDS: dict[type[yaml.Node], tuple[str, ...]] = {
+    yaml.ScalarNode: (*_VALUES, *_WORDS),
+    yaml.SequenceNode: ("seq",),
+    yaml.MappingNode: ("map",),
+}
+
+
+class _TooLarge(Exception):
+    """More nodes, or deeper ones, than any recipe has."""
 
 
 def read(text: str) -> Document:
     """Parse ``text``; what is wrong with it as YAML is in ``problems``, and ``data`` is then None."""
     document = Document()
     try:
+        if len(text) > MOST_CHARACTERS:
+            raise _TooLarge
         loader = _Loader(text)
         root = loader.get_single_node()
         if root is not None:
             document.data = _value(loader, root, (), document)
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        what = getattr(error, "problem", None) or str(error).splitlines()[0]
-        document.problems.append(Problem(f"line {mark.line + 1}" if mark else "", f"not valid YAML: {what}"))
-    except ValueError as error:
-        document.problems.append(Problem("", str(error)))
+        document.problems.append(_not_yaml(error, text))
+    except (_TooLarge, RecursionError):
+        document.problems.append(Problem("line 1", _TOO_LARGE))
     if document.problems:
         document.data = None
     return document
 
 
+def write(data: Any) -> str:
+    """``data`` as YAML text, keys in their own order; ``read`` gives it back."""
+    return str(yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
+
+
+def _not_yaml(error: yaml.YAMLError, text: str) -> Problem:
+    line, what = 1, "it cannot be read"
+    if isinstance(error, yaml.reader.ReaderError):
+        line, what = (
+            text.count("\n", 0, error.position) + 1,
+            f"the character {chr(int(error.character))!r} is not allowed",
+        )
+    elif isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        line, what = error.problem_mark.line + 1, str(error.problem)
+    return Problem(f"line {line}", f"not valid YAML: {what}")
+
+
 def _value(loader: Any, node: yaml.Node, path: Path, document: Document) -> Any:
     document.nodes += 1
     if document.nodes > MOST_NODES or len(path) > MOST_DEPTH:
-        raise ValueError("the file is too large or too deeply nested for a recipe (aliases count each time)")
+        raise _TooLarge
     document.lines.setdefault(path, node.start_mark.line + 1)
+    kind = node.tag.removeprefix(_YAML)
+    if kind not in _KINDS[type(node)]:
+        what = f"the YAML tag {node.tag.replace(_YAML, '!!')} has no place here"
+        document.problems.append(Problem(f"line {node.start_mark.line + 1}", what))
+        return None
     if isinstance(node, yaml.MappingNode):
         return _mapping(loader, node, path, document)
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, (*path, index), document) for index, item in enumerate(node.value)]
-    value = loader.construct_object(node)
-    # A date or a binary is no use to a recipe: keep what the user wrote.
-    return value if value is None or isinstance(value, str | int | float | bool) else node.value
+    if kind in _WORDS:
+        return node.value
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError):  # it only looks like a number: `0x_`, or an explicit tag on something else
+        return node.value
 
 
 def _mapping(loader: Any, node: yaml.MappingNode, path: Path, document: Document) -> dict[str, Any]:
@@ -89,7 +134,8 @@ def _mapping(loader: Any, node: yaml.MappingNode, path: Path, document: Document
         key = str(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "?"
         line = key_node.start_mark.line + 1
         if key in result:
-            document.problems.append(Problem(f"line {line}", f"the key {key!r} stands twice"))
+            what = f"the key {key!r} stands twice (first in line {document.lines[(*path, key)]})"
+            document.problems.append(Problem(f"line {line}", what))
         document.lines[(*path, key)] = line
         result[key] = _value(loader, value_node, (*path, key), document)
     return result

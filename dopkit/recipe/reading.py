@@ -5,7 +5,8 @@ Two readings of one document: pydantic judges the recipe's own keys, the method'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,19 +26,33 @@ MERGEKIT_ONLY = {
 }  # fmt: skip
 
 
+_INIT = "`dopkit init` writes one to start from"
+
+
 def _entry(value: Any) -> Any:
     """``models`` may hold plain strings."""
     return {"model": value} if isinstance(value, str) else value
 
 
 def _list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str) else _or_nothing([])(value)
+
+
+def _or_nothing(nothing: Any) -> Callable[[Any], Any]:
+    """A key with nothing behind it (its lines may be commented out) holds ``nothing``."""
+    return lambda value: nothing if value is None else value
+
+
+_Settings = Annotated[dict[str, Any], BeforeValidator(_or_nothing({}))]
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _Settings = Field(default_factory=dict)
+
+
+_Model = tuple[int, refs.ModelRef, dict[str, Any]]  # place in the list, reference, its own parameters
 
 
 class _File(BaseModel):
@@ -47,7 +62,7 @@ class _File(BaseModel):
     base_model: str | None = None
     merge_method: str
     models: list[Annotated[_Entry, BeforeValidator(_entry)]] = Field(min_length=1)
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: _Settings = Field(default_factory=dict)
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     order: Literal["given", "shuffle"] = "given"
@@ -65,11 +80,11 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise RecipeError(
-            f"there is no recipe {path}", [Problem("", "`dopkit init` writes one to start from")]
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from None
+        raise RecipeError(f"there is no recipe {path}", [Problem("", _INIT)]) from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"cannot read the recipe {path}: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
+        raise RecipeError(f"cannot read the recipe {path}: {getattr(error, 'strerror', error)}") from None
     return parse_recipe(text, name=path.stem, folder=path.parent, shown=str(path))
 
 
@@ -78,14 +93,18 @@ def parse_recipe(text: str, name: str = "merged", folder: str | Path = ".", show
     document = read(text)
     problems = list(document.problems)
     if not problems and not isinstance(document.data, dict):
-        problems = [Problem("line 1", "a recipe is a mapping of keys; `dopkit init` writes one to start from")]
+        problems = [Problem("line 1", f"a recipe is a mapping of keys; {_INIT}")]
     if not problems:
         reading = _Reading(document, Path(folder))
         recipe = reading.recipe(name)
         if recipe is not None:
             return recipe
-        problems = sorted(set(reading.problems), key=lambda problem: int(problem.place.removeprefix("line ") or 0))
+        problems = sorted(dict.fromkeys(reading.problems), key=_line)
     raise RecipeError(f"{shown} has {count(len(problems), 'problem')}", problems)
+
+
+def _line(problem: Problem) -> int:
+    return int(problem.place.removeprefix("line "))
 
 
 class _Reading:
@@ -96,6 +115,10 @@ class _Reading:
         self.folder = folder
         self.problems: list[Problem] = []
         self.data: dict[str, Any] = document.data
+        self.meant: set[str] = set()  # keys that a misspelt one was probably meant to be
+
+    def add(self, path: YamlPath, what: str) -> None:
+        self.problems.append(self.document.problem(path, what))
 
     def recipe(self, name: str) -> Recipe | None:
         """The recipe, or None when there are problems."""
@@ -121,11 +144,28 @@ class _Reading:
         try:
             return _File.model_validate(self.data)
         except ValidationError as error:
-            for detail in error.errors():
-                self._add(detail, (), _known_keys(detail["loc"]))
+            # Misspelt keys first: what one of them was meant to be is then not said to be missing as well.
+            for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
+                self._judge_key(detail)
             return None
 
-    def _entries(self) -> Iterator[tuple[int, refs.ModelRef, dict[str, Any]]]:
+    def _judge_key(self, detail: ErrorDetails) -> None:
+        path = detail["loc"]
+        key = str(path[-1])
+        if detail["type"] == "extra_forbidden":
+            model = _Entry if path[0] == "models" else _File
+            known = [field.alias or name for name, field in model.model_fields.items()]
+            self.meant.update(difflib.get_close_matches(key, known, n=1))
+            self.add(path, _unknown("key", key, known))
+        elif detail["type"] == "missing":
+            if key not in self.meant:
+                self.add(path, f"{key!r} is missing")
+        elif len(path) == 2 and path[0] == "models":
+            self.add(path, "a model is a reference (user/name or ./folder), or a mapping with the key 'model'")
+        else:
+            self.add(path, _wrong_value(detail))
+
+    def _entries(self) -> Iterator[_Model]:
         models = self.data.get("models")
         for index, value in enumerate(models if isinstance(models, list) else []):
             entry = _entry(value)
@@ -142,7 +182,7 @@ class _Reading:
         try:
             return refs.parse(value, self.folder)
         except ValueError as error:
-            self.problems.append(self.document.problem(path, str(error)))
+            self.add(path, str(error))
             return None
 
     def _method(self) -> methods.Method | None:
@@ -152,98 +192,100 @@ class _Reading:
         try:
             return methods.find(name)
         except DopkitError as error:
-            self.problems.append(self.document.problem(("merge_method",), error.headline))
+            self.add(("merge_method",), error.headline)
             return None
 
-    def _parameters(self, method: methods.Method, entries: list[Any]) -> Parameters | None:
+    def _parameters(self, method: methods.Method, entries: list[_Model]) -> Parameters | None:
         given = self.data.get("parameters") or {}
         if not isinstance(given, dict):
             return None
-        parameters = self._validate(method, given, ("parameters",))
+        parameters = self._validate(method, {}, given, ("parameters",))
         for index, _, own in entries:
             path: YamlPath = ("models", index, "parameters")
             outside = [key for key in own if key not in method.parameters.per_model]
             for key in outside:
-                self.problems.append(self.document.problem((*path, key), _not_per_model(method, key)))
-            if own and index == 0:
-                what = "the first model is taken as it is, so parameters for it have no effect"
-                self.problems.append(self.document.problem(path, what))
+                self.add((*path, key), _not_per_model(method, key))
+            if own and method.ordered and index == 0:
+                self.add(path, "the first model is taken as it is, so parameters for it have no effect")
+            elif own and method.ordered and self.data.get("order") == "shuffle":
+                self.add(path, "with `order: shuffle` a model has no parameters of its own: it may come first")
             elif own and not outside and parameters is not None:
-                self._validate(method, {**given, **own}, path)
+                self._validate(method, parameters.model_dump(exclude_unset=True), own, path)
         return parameters
 
-    def _validate(self, method: methods.Method, given: dict[str, Any], path: YamlPath) -> Parameters | None:
-        unread = method.parameters.unread(given)
+    def _validate(
+        self, method: methods.Method, before: dict[str, Any], given: dict[str, Any], path: YamlPath
+    ) -> Parameters | None:
+        """The parameters ``given`` at ``path``, on top of those that are valid ``before``."""
+        unread = method.parameters.unread({**before, **given})
         for key in sorted(given.keys() & unread.keys()):
-            what = f"{key!r} has no effect: {unread[key]}; remove it"
-            self.problems.append(self.document.problem((*path, key), what))
-        given = {key: value for key, value in given.items() if key not in unread}
+            self.add((*path, key), f"{key!r} has no effect: {unread[key]}; remove it")
+        read = {key: value for key, value in {**before, **given}.items() if key not in unread}
         try:
-            return method.parameters.model_validate(given)
+            return method.parameters.model_validate(read)
         except ValidationError as error:
+            known = [name for name in method.parameters.model_fields if name not in unread]
             for detail in error.errors():
-                self._add(detail, path, list(method.parameters.model_fields))
+                wrong = detail["type"] != "extra_forbidden"
+                what = _wrong_value(detail) if wrong else _unknown("parameter", str(detail["loc"][-1]), known)
+                self.add((*path, *detail["loc"]), what)
             return None
 
-    def _judge_whole(self, method: methods.Method | None, base: refs.ModelRef | None, entries: list[Any]) -> None:
+    def _judge_whole(self, method: methods.Method | None, base: refs.ModelRef | None, entries: list[_Model]) -> None:
         """What only shows when the keys are seen together."""
-        if method and method.needs_base and "base_model" not in self.data and not self._suggested("base_model"):
+        if method and method.needs_base and self.data.get("base_model") is None and "base_model" not in self.meant:
             what = f"'base_model' is missing: {method.name} works on task vectors, the differences from the base"
-            self.problems.append(self.document.problem(("merge_method",), what))
+            self.add(("base_model",) if "base_model" in self.data else ("merge_method",), what)
         if method and isinstance(self.data.get("models"), list) and 0 < len(entries) < method.least_models:
-            what = f"{method.name} needs at least {method.least_models} models"
-            self.problems.append(self.document.problem(("models",), what))
+            self.add(("models",), f"{method.name} needs at least {method.least_models} models")
         if self.data.get("seed") is not None and self.data.get("order") != "shuffle":
-            what = "'seed' has no effect without `order: shuffle`"
-            self.problems.append(self.document.problem(("seed",), what))
-        seen: dict[tuple[str, str], int] = {}
+            self.add(("seed",), "'seed' has no effect without `order: shuffle`")
+        seen: dict[tuple[str, ...], int] = {}
         for index, ref, _ in entries:
             if ref.key in seen:
                 first = self.document.line(("models", seen[ref.key]))
-                what = f"{ref} is listed twice (first in line {first}); each model is merged once"
-                self.problems.append(self.document.problem(("models", index), what))
+                self.add(("models", index), f"{ref} is listed twice (first in line {first}); each model is merged once")
             seen.setdefault(ref.key, index)
 
-    def _suggested(self, key: str) -> bool:
-        """Whether some unknown key was probably meant to be this one."""
-        return any(f"did you mean {key!r}" in problem.what for problem in self.problems)
 
-    def _add(self, detail: ErrorDetails, prefix: YamlPath, known: list[str]) -> None:
-        context = detail.get("ctx") or {}
-        path: YamlPath = (*prefix, *detail["loc"])
-        key = str(path[-1]) if path else ""
-        kind = detail["type"]
-        if kind == "extra_forbidden":
-            what = _unknown_key(key, known)
-        elif kind == "missing":
-            what = f"{key!r} is missing"
-        elif kind == "value_error":
-            what = str(context.get("error", detail["msg"]))
-        else:
-            message = detail["msg"].removeprefix("Input ").strip()
-            what = f"{key}: {detail['input']!r} {message}" if _short(detail["input"]) else f"{key}: {message}"
-        self.problems.append(self.document.problem(path, what))
+def _wrong_value(detail: ErrorDetails) -> str:
+    """What pydantic says of a value, as a sentence about its key."""
+    key = next((str(part) for part in reversed(detail["loc"]) if isinstance(part, str)), "")
+    value = detail["input"]
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    if value is None:
+        return f"{key!r} has no value"
+    if detail["type"] == "too_short":
+        return f"{key!r} is empty"
+    return f"{key}: {_shown(value)} {_plainly(detail['msg'])}"
 
 
-def _short(value: Any) -> bool:
-    return isinstance(value, str | int | float | bool) and len(repr(value)) < 60
+def _plainly(message: str) -> str:
+    """pydantic's words without its jargon: ``Input should be a valid dictionary`` is about a mapping here."""
+    words = {"Input ": "", "valid dictionary": "mapping", "valid ": "", "integer": "whole number", "a tuple": "a list"}
+    for jargon, plain in words.items():
+        message = message.replace(jargon, plain)
+    return message
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """The keys that could stand where pydantic found a problem."""
-    model = _Entry if location[:1] == ("models",) else _File
-    return [field.alias or name for name, field in model.model_fields.items()]
+def _shown(value: Any) -> str:
+    """The value as the user may recognise it."""
+    if isinstance(value, dict | list):
+        return "a mapping" if isinstance(value, dict) else "a list"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) < 60 else text[:50] + "..."
 
 
-def _unknown_key(key: str, known: list[str]) -> str:
-    hint = methods.suggestion(key, known).strip()
-    if key in MERGEKIT_ONLY:
+def _unknown(kind: str, key: str, known: list[str]) -> str:
+    if kind == "key" and key in MERGEKIT_ONLY:
         return f"{key!r} is a mergekit key that dopkit does not support"
-    return f"unknown key {key!r} ({hint or 'known: ' + ', '.join(known)})"
+    hint = methods.suggestion(key, known).strip()
+    return f"unknown {kind} {key!r} ({hint or 'known: ' + (', '.join(known) or 'none')})"
 
 
 def _not_per_model(method: methods.Method, key: str) -> str:
-    if key in method.parameters.model_fields and not method.parameters.per_model:
+    if key in method.parameters.model_fields:
         return f"{key!r} cannot be set per model with {method.name}; set it under the recipe's own 'parameters'"
     allowed = ", ".join(sorted(method.parameters.per_model)) or "none"
     return f"unknown parameter {key!r} for a single model (those of {method.name}: {allowed})"

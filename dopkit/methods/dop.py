@@ -1,0 +1,140 @@
+"""DOP: continual merging with dual orthogonal projections, one weight matrix at a time.
+
+An incoming model is folded into what is merged so far by minimising a stability loss (distance to the merged
+model, in the directions its task vector uses) against a plasticity loss (the same for the incoming model).
+Only the merged weights are carried from model to model. Two solvers, one objective: ``dop_exact`` in closed
+form for a fixed alpha, ``dop_adam`` as published.
+
+Paper: Yang et al., Continual Model Merging without Data: Dual Projections for Balancing Stability and
+Plasticity, NeurIPS 2025, https://openreview.net/forum?id=zD5cUX67b9
+
+This module does not know names of tensors, files or models: it sees three matrices and the parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dopkit.errors import MergeError
+from dopkit.linalg import spectra
+from dopkit.methods import dop_adam, dop_exact
+from dopkit.methods.dop_exact import Losses, Sides, Solved
+from dopkit.methods.fold import Context
+from dopkit.methods.parameters import DopParameters
+from dopkit.roles import Role
+
+OWNERS = {"base": "base model", "merged": "model merged so far", "incoming": "incoming model"}
+
+
+@dataclass
+class State:
+    """What is carried from model to model."""
+
+    base: Tensor  # never written to
+    merged: Tensor  # of the base's shape, float32
+
+
+class Dop:
+    """The fold of one 2-D float32 matrix, (out, in), or (in, out) for Role.CONV1D.
+
+    The first model is taken as it is. What comes out where the objective says little:
+
+    * Two equal models: that matrix, bit for bit.
+    * The incoming model equals the base (a frozen layer), or its projections have rank 0: its loss is zero
+      everywhere, so it has no say where the merged model's task vector has one. ``exact`` gives the merged
+      model, up to rounding, apart from the directions that ``svd_epsilon`` cuts off, which are averaged.
+      ``adam`` moves from the average towards the merged model as far as its steps carry.
+    * The merged model equals the base: the incoming model, in the same sense.
+    * Both have rank 0, or the only loss that counts (alpha 0 or 1) is zero everywhere: their average.
+    * A value that is not finite: MergeError.
+    """
+
+    def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> State:
+        """Keep ``first`` as it is. Raises ValueError without a base."""
+        if base is None:
+            raise ValueError("DOP needs the base model's matrix")
+        return State(base, first)
+
+    def step(self, state: State, incoming: Tensor, ctx: Context) -> State:
+        """Merge ``incoming`` with alpha = ``ctx.parameters.alpha_at(ctx.step)``; may overwrite both models.
+
+        Records one dict: step, weight (of stability, at the end), rank_merged, rank_incoming, and before
+        (at the average of the two models) and after: stability (L_0), plasticity (L_1) and objective, which
+        is alpha L_0 + (1 - alpha) L_1 with the alpha given, also where ``adam`` moves its weight.
+
+        Raises MergeError when a matrix holds NaN or infinity.
+        """
+        parameters = ctx.parameters
+        assert isinstance(parameters, DopParameters)
+        _refuse_not_finite(base=state.base, merged=state.merged, incoming=incoming)
+        alpha = parameters.alpha_at(ctx.step)
+        if torch.equal(state.merged, incoming):
+            solved = _nothing_to_solve(state, alpha, parameters)
+        else:
+            solved = _solve(state, incoming, alpha, parameters, ctx.role)
+        ctx.record(_record(ctx.step, alpha, solved))
+        return state
+
+    def finish(self, state: State, ctx: Context) -> Tensor:
+        return state.merged
+
+
+def _solve(state: State, incoming: Tensor, alpha: float, parameters: DopParameters, role: Role) -> Solved:
+    """Replace ``state.merged`` by the merge."""
+    space = parameters.svd_proj_space
+    # As stored: axis 0 is the output side ("u"), except in a Conv1D.
+    sides = Sides(rows="u" in space, columns="v" in space)
+    if role is Role.CONV1D:
+        sides = Sides(rows=sides.columns, columns=sides.rows)
+    base, merged = state.base, state.merged
+    tall = base.shape[0] > base.shape[1]
+    if tall:  # the solvers want the smaller side first
+        base, merged, incoming = base.mT, merged.mT, incoming.mT
+        sides = Sides(rows=sides.columns, columns=sides.rows)
+    if parameters.solver == "exact":
+        return dop_exact.minimise(
+            base, merged, incoming, alpha, parameters.svd_epsilon, parameters.rank_rule, sides
+        )
+    result, solved = dop_adam.minimise(base, merged, incoming, alpha, parameters, sides)
+    state.merged = result.mT if tall else result
+    return solved
+
+
+def _nothing_to_solve(state: State, alpha: float, parameters: DopParameters) -> Solved:
+    """Two equal models: both losses are zero where they are; only the rank is left to find."""
+    tau = state.merged.to(spectra.working_dtype(state.merged.device), copy=True).sub_(state.base)
+    if tau.shape[0] > tau.shape[1]:
+        tau = tau.mT
+    rank = 0
+    if bool(tau.any()):
+        rank = spectra.leading_directions(tau @ tau.mT, parameters.svd_epsilon, parameters.rank_rule).rank
+    return Solved(Losses(0.0, 0.0), Losses(0.0, 0.0), (rank, rank), alpha)
+
+
+def _refuse_not_finite(**matrices: Tensor) -> None:
+    for owner, matrix in matrices.items():
+        if matrix.numel() == 0:
+            continue
+        # Both ends are NaN if any value is; no mask of the matrix's size is made.
+        if not all(math.isfinite(float(end)) for end in torch.aminmax(matrix)):
+            raise MergeError(f"the {OWNERS[owner]} holds a value that is not finite (NaN or infinity)")
+
+
+def _record(step: int, alpha: float, solved: Solved) -> dict[str, float | int]:
+    before, after = solved.before, solved.after
+    return {
+        "step": step,
+        "objective_before": before.weighted(alpha),
+        "objective_after": after.weighted(alpha),
+        "stability_before": before.stability,
+        "stability_after": after.stability,
+        "plasticity_before": before.plasticity,
+        "plasticity_after": after.plasticity,
+        "rank_merged": solved.ranks[0],
+        "rank_incoming": solved.ranks[1],
+        "weight": solved.weight,
+    }

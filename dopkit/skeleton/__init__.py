@@ -1,0 +1,113 @@
+"""What each tensor of a checkpoint is, asked of its model class on the meta device.
+
+The only package of dopkit that imports transformers. It reads no file, fetches nothing, holds no weights and
+runs no code but transformers' own: a configuration and the tensors' names and shapes are all it sees.
+It does not know where they come from, nor what is done with the answer.
+
+Names are transformers' own. Since version 5 it renames checkpoint keys on loading, so one parameter may lie
+on disk as ``vit.encoder.layer.0.attention.attention.query.weight`` or ``layers.0.attention.q_proj.weight``.
+Both get one canonical name: the name inside the model class, less the prefix of the base model (``model.``,
+``vit.``), so that a bare backbone and a model with a head agree as well. A tensor that transformers converts
+on loading (an expert that is stacked, a fused projection that is split) is named as before the conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dopkit.roles import TensorRole
+from dopkit.skeleton.construct import CannotBuild, construct, headless_class
+from dopkit.skeleton.guess import guess_role
+from dopkit.skeleton.loading import LoadCheck, check_loads
+from dopkit.skeleton.names import Anatomy, Place, base_prefix, place_tensors
+from dopkit.skeleton.parts import Parts
+
+__all__ = ["LoadCheck", "Skeleton", "backbone_class", "build", "check_loads"]
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """How the tensors of one checkpoint look to their model class.
+
+    Without a class (``fallback`` is set) the roles are guesses from name and shape, the canonical names are
+    the checkpoint's own, nothing is tied and nothing is unknown.
+    """
+
+    # Checkpoint name -> canonical name and role, for every tensor given. Canonical names are unique.
+    roles: Mapping[str, TensorRole]
+    # Canonical name of a twin -> canonical name of the parameter it shares storage with, as the class and the
+    # configuration say. Most checkpoints leave the twin out. One that is there is best merged like any other
+    # tensor: if its values are its own, which no header tells, transformers unties the two on loading.
+    tied: Mapping[str, str]
+    # Canonical names of all parameters and persistent buffers of the class, tied twins left out: what
+    # ``save_pretrained`` writes, except that experts and other converted tensors stand here as converted.
+    expected: frozenset[str] | None
+    # Checkpoint names that the class silently ignores on loading (``rotary_emb.inv_freq`` of old models).
+    ignored: frozenset[str]
+    # Checkpoint names for which the class has no place: transformers would report them as unexpected.
+    unknown: frozenset[str]
+    class_name: str | None  # "ViTModel"
+    fallback: str | None  # why there is no class, as a clause for the plan: "it has no config.json"
+
+
+def build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]]) -> Skeleton:
+    """Find out what ``tensors`` (checkpoint name -> shape) are to the model that ``config`` describes.
+
+    ``config`` is the parsed ``config.json``, or None. It need not be the checkpoint's own: the tensors of a
+    fine-tuned model can be held against the class of its base model.
+    """
+    try:
+        model = construct(config)
+    except CannotBuild as error:
+        return _without_class(tensors, str(error))
+    anatomy = Anatomy.of(model)
+    places = place_tensors(anatomy, model, tensors)
+    tied = _twins(anatomy, places, config or {})
+    parts = Parts(model, tied)
+    roles = {}
+    for name, shape in tensors.items():
+        place = places[name]
+        role = parts.role(place.parameter, shape) if place.parameter else guess_role(name, shape)
+        roles[name] = TensorRole(place.canonical, role, place.fused)
+    lost = [name for name in tensors if places[name].parameter is None]
+    ignored = frozenset(name for name in lost if places[name].ignored)
+    return Skeleton(
+        roles=roles,
+        tied={anatomy.canonical(twin): anatomy.canonical(source) for twin, source in tied.items()},
+        expected=frozenset(anatomy.canonical(name) for name in anatomy.shapes if name not in tied),
+        ignored=ignored,
+        unknown=frozenset(lost) - ignored,
+        class_name=type(model).__name__,
+        fallback=None,
+    )
+
+
+def backbone_class(config: Mapping[str, Any] | None) -> str | None:
+    """The class of the same model without a head ("ViTModel"); None where that is not known."""
+    try:
+        model = construct(config)
+        if base_prefix(model):
+            return type(model.base_model).__name__
+        return str(headless_class(model.config).__name__)
+    except CannotBuild:
+        return None
+
+
+def _twins(anatomy: Anatomy, places: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, str]:
+    """The tied parameters of the class, except those that this checkpoint holds untied.
+
+    T5 1.1 says ``tie_word_embeddings: false`` and has an output layer of its own; transformers ties the class
+    all the same, and unties it when it meets both tensors with different values.
+    """
+    if config.get("tie_word_embeddings") is not False:
+        return dict(anatomy.tied)
+    present = {place.parameter for place in places.values()}
+    return {twin: source for twin, source in anatomy.tied.items() if not {twin, source} <= present}
+
+
+def _without_class(tensors: Mapping[str, tuple[int, ...]], reason: str) -> Skeleton:
+    roles = {name: TensorRole(name, guess_role(name, shape)) for name, shape in tensors.items()}
+    nothing: frozenset[str] = frozenset()
+    return Skeleton(roles, {}, None, nothing, nothing, None, reason)

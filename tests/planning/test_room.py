@@ -1,0 +1,56 @@
+"""Disk and memory: what a plan needs against what there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+import dopkit
+from dopkit.errors import PlanError
+from dopkit.planning import building
+from dopkit.planning.building import Room
+
+GB = 10**9
+
+
+@pytest.fixture
+def plan(llama: Path) -> dopkit.Plan:
+    recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: dop\nmodels: [./e0]", folder=llama)
+    plan = dopkit.plan(recipe)
+    downloads = dataclasses.replace(plan.donor, download_bytes=30_000)
+    return dataclasses.replace(plan, donor=downloads)
+
+
+def messages(plan: dopkit.Plan, room: Room) -> list[str]:
+    return [problem.what for problem in building._room_problems(plan, room)]
+
+
+def test_enough(plan: dopkit.Plan) -> None:
+    assert messages(plan, Room(disk=GB, cache_disk=GB, memory=GB)) == []
+
+
+def test_each_shortage_has_its_numbers(plan: dopkit.Plan) -> None:
+    found = messages(plan, Room(disk=10_000, cache_disk=10_000, memory=1_000_000))
+    assert found[0].startswith("too little disk space for the output: ") and found[0].endswith(", 10 kB there")
+    assert found[1] == "too little disk space for downloads: 30 kB needed, 10 kB there"
+    assert found[2].startswith("too little memory (the largest need is for ") and found[2].endswith(", 1 MB there")
+
+
+def test_one_disk_must_hold_both(plan: dopkit.Plan) -> None:
+    room = Room(disk=plan.output_bytes + 29_999, cache_disk=plan.output_bytes + 29_999, memory=GB)
+    assert messages(plan, room) == []
+    assert len(messages(plan, dataclasses.replace(room, shared_disk=True))) == 1
+
+
+def test_what_an_interrupted_run_wrote_counts(plan: dopkit.Plan) -> None:
+    room = Room(disk=1000, cache_disk=GB, memory=GB)
+    assert len(messages(plan, room)) == 1
+    assert messages(plan, dataclasses.replace(room, written=plan.output_bytes)) == []
+
+
+def test_the_plan_refuses(llama: Path) -> None:
+    recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: dop\nmodels: [./e0]", folder=llama)
+    with pytest.raises(PlanError, match="too little memory"):
+        dopkit.plan(recipe, options=dopkit.Options(max_memory=1000))

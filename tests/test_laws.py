@@ -1,0 +1,147 @@
+"""Laws of merging: what must hold for every method, whatever the numbers. The docstring is the law."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+import dopkit
+from dopkit.methods.fold import Context
+
+METHODS = {
+    "average": ("average", {}),
+    "exact": ("dop", {}),
+    "exact-half": ("dop", {"other": "half", "rank_rule": "below", "alpha": "by-count"}),
+    "exact-eps90": ("dop", {"svd_epsilon": 0.9}),
+    "adam": ("dop", {"solver": "adam", "num_steps": 5}),
+}
+MakeRecipe = Callable[..., dopkit.Recipe]
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> dict[str, object]:
+    name, parameters = METHODS[request.param]
+    return {"method": name, "parameters": parameters}
+
+
+def test_one_model_in_is_that_model_out(llama: Path, tmp_path: Path, make_recipe: MakeRecipe, method: dict) -> None:
+    """One model in gives that model out, bit for bit."""
+    dopkit.run(make_recipe(llama, ["e0"], **method), tmp_path / "out")
+    assert tiny.same(tiny.read(tmp_path / "out"), tiny.read(llama / "e0"))
+
+
+def test_copies_of_one_model_are_that_model(vit: Path, tmp_path: Path, make_recipe: MakeRecipe, method: dict) -> None:
+    """n copies of one model give that model, bit for bit."""
+    tiny.edit(vit / "base", tmp_path / "base", dict)
+    for name in ("a", "b", "c"):
+        tiny.edit(vit / "e0", tmp_path / name, dict)
+    dopkit.run(make_recipe(tmp_path, ["a", "b", "c"], **method), tmp_path / "out")
+    assert tiny.same(tiny.read(tmp_path / "out"), tiny.read(vit / "e0"))
+
+
+def test_the_same_recipe_gives_the_same_bytes(
+    llama: Path, tmp_path: Path, make_recipe: MakeRecipe, method: dict
+) -> None:
+    """Two identical runs produce identical files."""
+    recipe = make_recipe(llama, ["e0", "e1", "e2"], **method)
+    for out in ("one", "two"):
+        dopkit.run(recipe, tmp_path / out)
+    assert tiny.weights(tmp_path / "one") == tiny.weights(tmp_path / "two")
+
+
+def test_shard_size_changes_only_file_names(llama: Path, tmp_path: Path, make_recipe: MakeRecipe, method: dict) -> None:
+    """One file or many, every tensor holds the same bits."""
+    recipe = make_recipe(llama, ["e0", "e1"], **method)
+    dopkit.run(recipe, tmp_path / "one")
+    dopkit.run(recipe, tmp_path / "many", dopkit.Options(max_shard_size=3000))
+    assert len(list((tmp_path / "many").glob("model-*.safetensors"))) > 5
+    assert tiny.same(tiny.read(tmp_path / "one"), tiny.read(tmp_path / "many"))
+
+
+def test_frozen_layers_give_finite_output(vit: Path, tmp_path: Path, make_recipe: MakeRecipe, method: dict) -> None:
+    """Models that left a layer as the base has it, or that never moved at all, merge to finite numbers."""
+    tiny.edit(vit / "base", tmp_path / "base", dict)
+    tiny.make_expert(
+        vit / "base", tmp_path / "a", 1, only=lambda name: "layers.0" not in name and "layer.0" not in name
+    )
+    tiny.make_expert(vit / "base", tmp_path / "b", 2)
+    tiny.edit(vit / "base", tmp_path / "c", dict)
+    for order in (["a", "b", "c"], ["c", "a", "b"], ["b", "c", "a"]):
+        dopkit.run(make_recipe(tmp_path, order, **method), tmp_path / "out", dopkit.Options(overwrite=True))
+        for tensor in tiny.read(tmp_path / "out").values():
+            assert bool(torch.isfinite(tensor).all())
+
+
+def test_streaming_equals_a_naive_merge_in_memory(
+    vit: Path, tmp_path: Path, make_recipe: MakeRecipe, method: dict
+) -> None:
+    """Tensor by tensor from disk gives what loading everything and folding gives."""
+    models = ["e0", "e1", "e2"]
+    recipe = make_recipe(vit, models, **method)
+    result = dopkit.run(recipe, tmp_path / "out")
+    base, experts = tiny.read(vit / "base"), [tiny.read(vit / model) for model in models]
+    found = tiny.read(tmp_path / "out")
+    for job in result.plan.jobs:
+        fold = job.rule.load()
+        state = fold.start(base[job.name], experts[0][job.name].clone(), Context(recipe.parameters, job.role, 1))
+        for step, expert in enumerate(experts[1:], start=2):
+            context = Context(recipe.parameters, job.role, step)
+            state = fold.step(state, expert[job.name].clone(), context)
+        assert torch.equal(found[job.name], fold.finish(state, context)), job.name
+
+
+def test_average_is_the_mean(vit: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """`average` is the arithmetic mean, to float32 rounding."""
+    dopkit.run(make_recipe(vit, ["e0", "e1", "e2"], "average", base=None), tmp_path / "out")
+    experts = [tiny.read(vit / model) for model in ("e0", "e1", "e2")]
+    for name, tensor in tiny.read(tmp_path / "out").items():
+        mean = torch.stack([expert[name].double() for expert in experts]).mean(0)
+        assert float((tensor - mean).abs().max()) < 2e-7, name
+
+
+@pytest.mark.parametrize("name", ["exact", "exact-eps90", "adam"])
+def test_a_fold_lowers_its_own_loss(vit: Path, tmp_path: Path, make_recipe: MakeRecipe, name: str) -> None:
+    """No step of DOP ends above the objective it started from."""
+    method, parameters = METHODS[name]
+    result = dopkit.run(make_recipe(vit, ["e0", "e1", "e2"], method, parameters=parameters), tmp_path / "out")
+    steps = [step for tensor in result.receipt["tensors"].values() for step in tensor.get("steps", [])]
+    assert len(steps) == 2 * 12  # two steps; query, key, value, output and two MLP matrices in two layers
+    for step in steps:
+        assert 0 <= step["objective_after"] <= step["objective_before"], step
+
+
+def test_order_matters_to_dop_and_not_to_the_mean(vit: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """The order of the list is the order of the merge."""
+    found = {}
+    for method in ("average", "dop"):
+        for models in (["e0", "e1", "e2"], ["e2", "e0", "e1"]):
+            out = tmp_path / f"{method}-{models[0]}"
+            dopkit.run(make_recipe(vit, models, method), out)
+            found[method, models[0]] = tiny.read(out)
+    name = next(name for name, tensor in found["dop", "e0"].items() if tensor.ndim == 2)
+    assert torch.allclose(found["average", "e0"][name], found["average", "e2"][name], atol=1e-7)
+    assert float((found["dop", "e0"][name] - found["dop", "e2"][name]).norm()) > 1e-3
+
+
+@pytest.mark.slow
+def test_hash_seed_changes_nothing(llama: Path, tmp_path: Path) -> None:
+    """PYTHONHASHSEED 0, 1 and 2 give the same bytes, the same receipt order and the same card."""
+    recipe = tmp_path / "recipe.yaml"
+    models = "".join(f"  - {llama}/e{index}\n" for index in (2, 0, 3, 1))
+    recipe.write_text(f"base_model: {llama}/base\nmerge_method: dop\nmodels:\n{models}")
+    found = []
+    for seed in "012":
+        out = tmp_path / "out"
+        subprocess.run(
+            [sys.executable, "-m", "dopkit", "run", str(recipe), "-o", str(out), "--overwrite", "-q"],
+            env={**os.environ, "PYTHONHASHSEED": seed}, check=True,
+        )  # fmt: skip
+        found.append((tiny.weights(out), (out / "dopkit_recipe.yaml").read_bytes(), (out / "config.json").read_bytes()))
+    assert found[0] == found[1] == found[2]

@@ -1,0 +1,120 @@
+"""An interrupted merge: killed anywhere, it continues and ends with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+import dopkit
+from dopkit.errors import OutputError
+from dopkit.writer import ShardWriter
+
+MakeRecipe = Callable[..., dopkit.Recipe]
+
+
+class Stopped(BaseException):
+    """Stands in for a kill at a chosen moment."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
+    """Let the writer complete so many tensors, then die."""
+    complete = ShardWriter.complete
+    left = [tensors]
+
+    def dying(self: ShardWriter, name: str, record: dict[str, Any]) -> None:
+        if left[0] == 0:
+            raise Stopped
+        left[0] -= 1
+        complete(self, name, record)
+
+    monkeypatch.setattr(ShardWriter, "complete", dying)
+
+
+@pytest.mark.parametrize("tensors", [0, 1, 7, 20])
+def test_a_rerun_continues(
+    llama: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tensors: int
+) -> None:
+    recipe = make_recipe(llama, ["e0", "e1"], "dop")
+    options = dopkit.Options(max_shard_size=6000)
+    whole = dopkit.run(recipe, tmp_path / "whole", options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, tensors)
+        with pytest.raises(Stopped):
+            dopkit.run(recipe, tmp_path / "out", options)
+    partial = tmp_path / "out.partial"
+    assert partial.is_dir() and not (tmp_path / "out").exists()
+    assert not (partial / "model.safetensors.index.json").exists()
+
+    made: list[str] = []
+
+    class Watching(dopkit.Progress):
+        def tensor(self, name: str) -> None:
+            made.append(name)
+
+    result = dopkit.run(recipe, tmp_path / "out", options, Watching())
+    assert len(made) == len(result.plan.jobs) - tensors
+    assert not partial.exists()
+    assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "whole")
+    assert result.receipt["shards"] == whole.receipt["shards"]
+    assert result.receipt["tensors"].keys() == whole.receipt["tensors"].keys()
+    assert result.receipt["run"]["resumed"] is (tensors > 0)
+
+
+def test_bytes_that_were_lost_are_made_again(
+    llama: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is believed only where the disk agrees: a power cut may keep the one and lose the other."""
+    recipe = make_recipe(llama, ["e0", "e1"], "average")
+    dopkit.run(recipe, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(Stopped):
+            dopkit.run(recipe, tmp_path / "out")
+    shard = tmp_path / "out.partial" / "model.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[3000:3100] = bytes(100)
+    shard.write_bytes(data)
+    journal = tmp_path / "out.partial" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])  # and the last line was cut short
+    dopkit.run(recipe, tmp_path / "out")
+    assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "whole")
+
+
+def test_another_recipe_does_not_continue_it(
+    llama: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stopped):
+            dopkit.run(make_recipe(llama, ["e0", "e1"]), tmp_path / "out")
+    other = make_recipe(llama, ["e1", "e0"])
+    with pytest.raises(OutputError, match=r"unfinished merge of another recipe(.|\n)*--overwrite"):
+        dopkit.run(other, tmp_path / "out")
+    dopkit.run(other, tmp_path / "out", dopkit.Options(overwrite=True))
+    dopkit.run(other, tmp_path / "fresh")
+    assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "fresh")
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(llama: Path, tmp_path: Path) -> None:
+    """SIGKILL at ten random moments; each rerun continues; the bytes are those of an undisturbed run."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"base_model: {llama}/base\nmerge_method: dop\nparameters: {{solver: adam, num_steps: 200}}\n"
+        f"models: [{llama}/e0, {llama}/e1, {llama}/e2]\n"
+    )
+    killing = [sys.executable, str(Path(__file__).with_name("killing.py")), str(recipe), str(tmp_path / "out"), "10"]
+    done = subprocess.run(killing, check=True, capture_output=True, text=True)
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert len(counts) == 10
+    assert len({count for count in counts if count}) > 2, f"the kills did not fall into the merge: {counts}"
+    early = tmp_path.glob("out-early-*")
+    assert all(tiny.weights(folder) == tiny.weights(tmp_path / "out") for folder in early)
+    assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "out-timed")

@@ -1,0 +1,165 @@
+"""The output on disk: offsets, hashes, journal, lock, and the folder that appears whole."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dopkit import layout
+from dopkit.errors import OutputError
+from dopkit.writer import Journal, OutputFolder, ShardWriter
+from dopkit.writer.folder import RECEIPT
+
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b": torch.arange(5, dtype=torch.bfloat16),
+    "c": torch.tensor(7, dtype=torch.int64),
+    "empty": torch.zeros(0, 4),
+}
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.int64: "I64"}
+
+
+def shards(max_size: int = 1000) -> tuple[layout.Shard, ...]:
+    return layout.lay_out([(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in TENSORS.items()], max_size)
+
+
+def data(name: str) -> memoryview:
+    return memoryview(TENSORS[name].reshape(-1).view(torch.uint8).numpy())
+
+
+def write(writer: ShardWriter, name: str, parts: int = 1) -> None:
+    whole, position = data(name), 0
+    for part in range(parts):
+        chunk = whole[part * len(whole) // parts : (part + 1) * len(whole) // parts]
+        writer.write(name, position, chunk)
+        position += len(chunk)
+    writer.complete(name, {"rule": "mean"})
+
+
+@pytest.mark.parametrize("max_size", [1000, 24])
+@pytest.mark.parametrize("order", [["c", "a", "empty", "b"], ["b", "empty", "a", "c"]])
+def test_safetensors_reads_what_was_written(tmp_path: Path, max_size: int, order: list[str]) -> None:
+    """In file order or not, in one file or several; and the hashes are those of the files."""
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(max_size), journal)
+    for name in order:
+        write(writer, name, parts=2)
+    finished = writer.finish()
+    journal.close()
+    found: dict[str, torch.Tensor] = {}
+    for shard in finished:
+        raw = (tmp_path / shard.file).read_bytes()
+        assert (shard.size, shard.sha256) == (len(raw), hashlib.sha256(raw).hexdigest())
+        found |= load_file(tmp_path / shard.file)
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+    assert (tmp_path / layout.INDEX_FILE).exists() is (len(finished) > 1)
+
+
+def test_a_second_run_takes_over_what_is_good(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(), journal)
+    write(writer, "c")
+    write(writer, "a")
+    writer.write("b", 0, data("b"))  # written, but not completed
+    writer.close()
+    journal.close()
+
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(), journal)
+    assert writer.done == {"a", "c"}
+    assert journal.entries["a"]["rule"] == "mean"
+    for name in ("b", "empty"):
+        write(writer, name)
+    (shard,) = writer.finish()
+    journal.close()
+    assert shard.sha256 == hashlib.sha256((tmp_path / shard.file).read_bytes()).hexdigest()
+    assert torch.equal(load_file(tmp_path / shard.file)["b"], TENSORS["b"])
+
+
+def test_finish_insists_on_every_tensor(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(), journal)
+    write(writer, "a")
+    with pytest.raises(AssertionError, match="before every tensor"):
+        writer.finish()
+    writer.close()
+    journal.close()
+
+
+def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(), journal)
+    with pytest.raises(OutputError, match=r"No space left on device\n    Make room and run the same command again"):
+        writer.write("a", 0, data("a"))
+    writer.close()
+    journal.close()
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "x", overwrite=False)
+    with pytest.raises(OutputError, match="another dopkit is writing to"):
+        Journal(tmp_path, "x", overwrite=True)
+    journal.close()
+    Journal(tmp_path, "x", overwrite=False).close()
+
+
+def test_seconds_add_up_over_sessions(tmp_path: Path) -> None:
+    lines = [
+        '{"fingerprint": "x", "at": 0.0}', '{"name": "a", "crc": 1, "at": 2.5, "peak": 10}', '{"name": "b", "cr',
+        '{"fingerprint": "x", "at": 0.0}', '{"name": "b", "crc": 2, "at": 4.0, "peak": 7}',
+    ]  # fmt: skip
+    (tmp_path / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    journal = Journal(tmp_path, "x", overwrite=False)
+    assert journal.seconds_before == 6.5
+    assert journal.peak_before == 10
+    assert journal.entries.keys() == {"a", "b"}
+    journal.close()
+
+
+def test_the_folder_appears_whole(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path / "deep" / "out")
+    assert output.obstacle() is None
+    partial = output.prepare()
+    (partial / RECEIPT).write_text('{"fingerprint": "x"}')
+    assert not output.path.exists()
+    output.publish()
+    assert output.finished("x") and not partial.exists()
+    with pytest.raises(OutputError, match="holds another merge"):
+        output.finished("y")
+
+
+def test_overwrite_replaces_only_what_dopkit_made(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path / "out", overwrite=True)
+    output.path.mkdir()
+    (output.path / RECEIPT).write_text('{"fingerprint": "old"}')
+    assert output.obstacle() is None and not output.finished("new")
+    (output.prepare() / RECEIPT).write_text('{"fingerprint": "new"}')
+    output.publish()
+    assert os.listdir(tmp_path) == ["out"]
+    assert output.path.joinpath(RECEIPT).read_text() == '{"fingerprint": "new"}'
+    output.path.joinpath(RECEIPT).rename(output.path / "mine.txt")
+    obstacle = output.obstacle()
+    assert obstacle is not None and "dopkit did not make" in obstacle.what
+
+
+def test_what_stands_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    obstacle = OutputFolder(tmp_path / "file").obstacle()
+    assert obstacle is not None and obstacle.what == "is in the way: it is a file"
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine").write_text("")
+    obstacle = OutputFolder(tmp_path / "out").obstacle()
+    assert obstacle is not None and obstacle.place == str(tmp_path / "out.partial")
+    (tmp_path / "empty").mkdir()
+    assert OutputFolder(tmp_path / "empty").obstacle() is None
