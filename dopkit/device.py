@@ -23,14 +23,15 @@ class Devices:
     main: torch.device
     free_bytes: int
 
-    def place(self, working_bytes: int) -> torch.device:
-        """The main device if the job fits there, else the CPU."""
-        return self.main if self.main.type == "cpu" or working_bytes <= self.free_bytes else CPU
+    def place(self, working_bytes: int, float64: bool = False) -> torch.device:
+        """The main device if the job fits there, else the CPU; Apple's GPUs have no float64."""
+        fits = working_bytes <= self.free_bytes and not (float64 and self.main.type == "mps")
+        return self.main if fits or self.main.type == "cpu" else CPU
 
     @property
     def engine(self) -> str:
-        """What decides the last bits of a result: a run started on one kind is not continued on another."""
-        return f"{self.main.type} torch-{torch.__version__}"
+        """What decides the last bits of a result: a run begun with one is not continued with another."""
+        return f"{self.main.type} torch-{torch.__version__} threads-{torch.get_num_threads()}"
 
 
 def choose(name: str) -> Devices:

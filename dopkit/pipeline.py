@@ -5,7 +5,7 @@ Each step lives in a module of its own. Nothing is printed; ``Progress`` is told
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +103,7 @@ def _prepare(recipe: Recipe, out: str | Path | None, options: Options, progress:
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
         recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
         checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
-        models = {ref: _look_at(checkpoint) for ref, checkpoint in checkpoints.items()}
+        models = _look_at_all(checkpoints, recipe.donor)
         in_order = [entry.model for entry in recipe.models]
         made = build(
             recipe,
@@ -139,11 +139,23 @@ def _open_all(recipe: Recipe, progress: Progress) -> tuple[dict[ModelRef, Checkp
     return opened, problems
 
 
-def _look_at(checkpoint: Checkpoint) -> Model:
-    shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    source = Source(checkpoint.ref, checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes)
-    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(checkpoint.config, shapes))
+def _look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) -> dict[ModelRef, Model]:
+    """How each model's class sees its tensors. All are named in one way, so that they can be compared.
+
+    A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
+    """
+    config = checkpoints[donor].config
+    by_name = skeleton.build(config, {}).fallback is not None
+    models = {}
+    for ref, checkpoint in checkpoints.items():
+        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+        seen = skeleton.build(config if by_name else checkpoint.config, shapes)
+        if seen.fallback and not by_name:
+            seen = skeleton.build(config, shapes)
+        nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
+        source = Source(checkpoint.ref, checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes)
+        models[ref] = Model(source, checkpoint.specs, checkpoint.config, seen)
+    return models
 
 
 def _room(output: OutputFolder, options: Options) -> Room:

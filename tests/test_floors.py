@@ -121,7 +121,8 @@ def test_light_modules_load_nothing_heavy() -> None:
 
 
 def test_help_loads_next_to_nothing() -> None:
-    code = "import sys; from dopkit.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules, file=sys.stderr)"
+    code = "import sys; from dopkit.cli import main; main(['--help'], standalone_mode=False); "
+    code += "print(*sys.modules, file=sys.stderr)"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stderr.split()
     assert not {"torch", "transformers", "huggingface_hub", "pydantic", "rich", "yaml"} & set(loaded)
 

@@ -86,9 +86,7 @@ class Engine:
 
     def _merge(self, job: TensorJob, ahead: ReadAhead, behind: WriteBehind) -> None:
         started = time.monotonic()
-        device = self._devices.place(job.working_bytes)
-        if job.dtype == "F64" and device.type == "mps":
-            device = torch.device("cpu")  # Apple's GPUs have no float64
+        device = self._devices.place(job.working_bytes, float64=job.rule.float64 or job.dtype == "F64")
         fold = job.rule.load() if job.rule.fold else None
         steps: list[Record] = []
         position = 0

@@ -68,9 +68,7 @@ def solve(left: Eigen | None, right: Eigen | None, rhs: Tensor, tolerance: float
     """
     if left is not None and not left.complete:
         raise ValueError("the left matrix needs all its eigenpairs")
-    largest = sum(
-        float(side.values.max()) for side in (left, right) if side is not None and side.values.numel()
-    )
+    largest = sum(float(side.values.max()) for side in (left, right) if side is not None and side.values.numel())
     cutoff = (FLAT[rhs.dtype] if tolerance is None else tolerance) * largest
     columns = rhs.new_zeros(1) if left is None else left.values
     turned = rhs.clone() if left is None else left.vectors.mT @ rhs

@@ -34,6 +34,7 @@ class Rule:
     needs_base: bool
     # Bytes at work for one block of this shape beyond the block being read: an upper estimate.
     working_bytes: Callable[[tuple[int, ...]], int]
+    float64: bool = False  # whether it factorises in float64, which not every device has
 
     def load(self) -> Fold:
         """Import the code and make the fold."""
@@ -69,17 +70,26 @@ def _copies(number: int) -> Callable[[tuple[int, ...]], int]:
     return working_bytes
 
 
-def dop_working_bytes(shape: tuple[int, ...]) -> int:
-    """Upper estimate for one DOP matrix (m, n): some copies of it, and square factors of each side."""
+def _exact_bytes(shape: tuple[int, ...]) -> int:
+    """Upper estimate for the closed form on an (m, n) matrix, m <= n: three models, and float64 factors.
+
+    The constants were fitted to measured peaks; a fifth and 40 MB are for the allocator and the linear algebra library.
+    """
     m, n = sorted(shape[-2:])
-    inner = min(n, 2 * m)
-    return FLOAT32 * (8 * m * n) + 2 * FLOAT32 * (3 * m * m + 3 * inner * inner)
+    factors = 8 * (3.5 * m * m + m * n + 4 * n * n) if n <= 2 * m else 8 * 7.5 * (2 * m) ** 2
+    return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000
+
+
+def _adam_bytes(shape: tuple[int, ...]) -> int:
+    """Upper estimate for the published procedure: three models, gradients, Adam's moments; fitted as above."""
+    m, n = sorted(shape[-2:])
+    return int(1.2 * FLOAT32 * (3 + 17.5) * m * n) + 40_000_000
 
 
 MEAN = Rule("mean", "dopkit.methods.average:Mean", True, False, _copies(3))
 HALF = Rule("half", "dopkit.methods.average:Half", True, False, _copies(2))
-DOP_EXACT = Rule("dop exact", "dopkit.methods.dop:Dop", False, True, dop_working_bytes)
-DOP_ADAM = Rule("dop adam", "dopkit.methods.dop:Dop", False, True, dop_working_bytes)
+DOP_EXACT = Rule("dop exact", "dopkit.methods.dop:Dop", False, True, _exact_bytes, float64=True)
+DOP_ADAM = Rule("dop adam", "dopkit.methods.dop:Dop", False, True, _adam_bytes)
 
 # Not a method's doing: what the recipe or the tensors themselves settle.
 BASE = Rule("base", None, True, True, _copies(1))  # taken from the base, because the recipe says so

@@ -22,7 +22,7 @@ from torch import Tensor
 from dopkit.errors import MergeError
 from dopkit.linalg import spectra
 from dopkit.methods import dop_adam, dop_exact
-from dopkit.methods.dop_exact import Losses, Sides, Solved
+from dopkit.methods.dop_terms import Losses, Sides, Solved
 from dopkit.methods.fold import Context
 from dopkit.methods.parameters import DopParameters
 from dopkit.roles import Role
@@ -96,9 +96,7 @@ def _solve(state: State, incoming: Tensor, alpha: float, parameters: DopParamete
         base, merged, incoming = base.mT, merged.mT, incoming.mT
         sides = Sides(rows=sides.columns, columns=sides.rows)
     if parameters.solver == "exact":
-        return dop_exact.minimise(
-            base, merged, incoming, alpha, parameters.svd_epsilon, parameters.rank_rule, sides
-        )
+        return dop_exact.minimise(base, merged, incoming, alpha, parameters.svd_epsilon, parameters.rank_rule, sides)
     result, solved = dop_adam.minimise(base, merged, incoming, alpha, parameters, sides)
     state.merged = result.mT if tall else result
     return solved

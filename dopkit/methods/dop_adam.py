@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dopkit.linalg import spectra
 from dopkit.linalg.minnorm import min_norm_weight
-from dopkit.methods.dop_exact import Losses, Sides, Solved
+from dopkit.methods.dop_terms import Losses, Sides, Solved
 
 if TYPE_CHECKING:
     from dopkit.methods.parameters import DopParameters
@@ -185,9 +185,7 @@ def _multi_gradient(
     return weight
 
 
-def _losses(
-    tasks: tuple[Quadratic, Quadratic], point: Tensor, difference: Tensor, gradient: Tensor
-) -> Losses:
+def _losses(tasks: tuple[Quadratic, Quadratic], point: Tensor, difference: Tensor, gradient: Tensor) -> Losses:
     """L_0 and L_1 at ``point``."""
     # Rounding may take an inner product below zero.
     losses = (_inner(difference, task.gradient(point, difference, gradient)) for task in tasks)

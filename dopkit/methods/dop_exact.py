@@ -20,7 +20,6 @@ This module does not know roles, records or which side of a stored matrix is the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,32 +27,7 @@ from torch import Tensor
 from dopkit.linalg import spectra, sylvester
 from dopkit.linalg.spectra import Leading
 from dopkit.methods.dop_space import Space, open_space
-
-
-class Sides(NamedTuple):
-    """On which sides of the matrix the difference is projected."""
-
-    rows: bool  # by the left singular vectors
-    columns: bool  # by the right singular vectors
-
-
-class Losses(NamedTuple):
-    """L_0 and L_1."""
-
-    stability: float
-    plasticity: float
-
-    def weighted(self, alpha: float) -> float:
-        return alpha * self.stability + (1 - alpha) * self.plasticity
-
-
-class Solved(NamedTuple):
-    """What is known after a solve."""
-
-    before: Losses  # at the average of the two models
-    after: Losses
-    ranks: tuple[int, int]
-    weight: float  # of stability, at the end
+from dopkit.methods.dop_terms import Losses, Sides, Solved
 
 
 @dataclass(frozen=True)

@@ -168,9 +168,8 @@ def test_a_damaged_file_in_the_cache_is_noticed_before_it_is_read(server: TestHu
 def test_an_index_that_leads_astray_is_refused(server: TestHub) -> None:
     index = json.dumps({"weight_map": {"a": "../../secret.safetensors"}}).encode()
     commit = server.create_repo("user/model", {"model.safetensors.index.json": index})
-    assert refusal("user/model") == [
-        f"user/model@{commit[:7]}: model.safetensors.index.json names a file outside the model: '../../secret.safetensors'"
-    ]
+    what = "model.safetensors.index.json names a file outside the model: '../../secret.safetensors'"
+    assert refusal("user/model") == [f"user/model@{commit[:7]}: {what}"]
     server.create_repo("user/none", {"README.md": b"nothing"})
     assert refusal("user/none")[0].endswith(" holds no model weights")
 

@@ -98,8 +98,8 @@ def test_what_does_not_fit_the_device_is_done_on_the_cpu(
     placed: dict[int, str] = {}
 
     class Small(device.Devices):
-        def place(self, working_bytes: int) -> torch.device:
-            chosen = super().place(working_bytes)
+        def place(self, working_bytes: int, float64: bool = False) -> torch.device:
+            chosen = super().place(working_bytes, float64)
             placed[working_bytes] = chosen.type
             return torch.device("cpu")
 

@@ -59,7 +59,5 @@ def test_mean_gives_every_model_the_same_say(count):
 def test_blocks_give_the_bytes_of_the_whole(method, cut):
     models = [normal(1009, seed=seed) for seed in range(4)]
     whole = folded(method, models)
-    blocks = [
-        folded(method, list(parts)) for parts in zip(*(model.split(cut) for model in models), strict=True)
-    ]
+    blocks = [folded(method, list(parts)) for parts in zip(*(model.split(cut) for model in models), strict=True)]
     assert torch.equal(torch.cat(blocks), whole)

@@ -124,9 +124,7 @@ def test_adam_meets_the_reference_on_every_linear_weight(name):
     weights = [tensor for tensor in base if is_linear_weight(tensor)]
     assert len(weights) == 12
     for tensor in weights:
-        got, _ = folded(
-            base[tensor], [model[tensor] for model in models], solver="adam", rank_rule="below", **given
-        )
+        got, _ = folded(base[tensor], [model[tensor] for model in models], solver="adam", rank_rule="below", **given)
         error = float((got - want[tensor]).norm() / (want[tensor] - base[tensor]).norm())
         assert error < 1e-5, f"{tensor}: {error:.1e} of the task vector"
 
@@ -215,9 +213,7 @@ def test_exact_is_the_dense_solution(shape, space, epsilon):
     assert records[0]["objective_before"] == pytest.approx(start, rel=1e-9)
     assert records[0]["objective_after"] == pytest.approx(float(objective(got)), rel=1e-5, abs=1e-9 * start)
     losses = [float(loss) for loss in objective.losses(average)]
-    assert [records[0]["stability_before"], records[0]["plasticity_before"]] == pytest.approx(
-        losses, rel=1e-9
-    )
+    assert [records[0]["stability_before"], records[0]["plasticity_before"]] == pytest.approx(losses, rel=1e-9)
     ranks = [projection[1].numel() for projection in objective.projections]
     assert [records[0]["rank_merged"], records[0]["rank_incoming"]] == ranks
 
@@ -468,9 +464,7 @@ def test_projections_of_rank_zero_leave_the_average(solver, shape):
     """The reference's count keeps nothing of a task vector of rank 1."""
     rows, columns = shape
     # Signs on a zero base: float32 holds task vectors of exactly rank one.
-    models = [
-        torch.outer(normal(shape[0], seed=s), normal(shape[1], seed=s + 5)).sign().float() for s in (1, 2)
-    ]
+    models = [torch.outer(normal(shape[0], seed=s), normal(shape[1], seed=s + 5)).sign().float() for s in (1, 2)]
     got, (record,) = folded(torch.zeros(shape), models, solver=solver, rank_rule="below")
     assert record["rank_merged"] == record["rank_incoming"] == 0
     assert torch.equal(got, (models[0] + models[1]) / 2)

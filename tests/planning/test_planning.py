@@ -130,3 +130,15 @@ def test_a_class_that_cannot_be_built_is_told(tmp_path: Path, vit: Path, make_re
     assert len(plan.notes) == 2
     assert plan.notes[0].startswith("./base: roles are guessed from names (")
     assert ("linear", "dop exact") in {(str(job.role), job.rule.name) for job in plan.jobs}
+
+
+def test_one_config_that_cannot_be_read_does_not_part_the_models(
+    tmp_path: Path, vit: Path, make_recipe: MakeRecipe
+) -> None:
+    """Names are compared in one way: by the base's class, or for all by the names on disk."""
+    for broken in ("e0", "base"):
+        for name in ("base", "e0", "e1"):
+            tiny.edit(vit / name, tmp_path / broken / name, dict)
+        tiny.set_config(tmp_path / broken / broken, model_type="made-up", architectures=["MadeUpModel"])
+        plan = dopkit.plan(make_recipe(tmp_path / broken, ["e0", "e1"]))
+        assert len(plan.jobs) == len(tiny.read(vit / "base"))

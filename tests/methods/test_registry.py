@@ -1,0 +1,191 @@
+"""Unit tests for the registry of methods: names, what other packages add, and which rule a tensor gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dopkit import methods
+from dopkit.errors import DopkitError
+from dopkit.methods import DOP_ADAM, DOP_EXACT, HALF, MEAN, Rule
+from dopkit.methods.parameters import AverageParameters, DopParameters
+from dopkit.roles import Role
+
+MODULE = """
+from dopkit.methods import MEAN, Method
+from dopkit.methods.parameters import AverageParameters
+
+def method(name):
+    return Method(name, "from elsewhere", AverageParameters, lambda *_: MEAN, "no paper", False, False)
+
+weird = method("weird")
+dop = method("dop")
+misnamed = method("other")
+"""
+
+KNOWN = ", ".join(sorted(methods.BUILTIN))
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """``install("package", weird="module:attribute")`` puts a distribution with these methods on the path."""
+    (tmp_path / "elsewhere_methods.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(distribution: str, **entries: str) -> None:
+        site = tmp_path / f"site-{distribution}"
+        info = site / f"{distribution}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        lines = "\n".join(f"{name} = {value}" for name, value in entries.items())
+        (info / "entry_points.txt").write_text(f"[dopkit.methods]\n{lines}\n")
+        monkeypatch.syspath_prepend(site)
+
+    return install
+
+
+def refusal(name: str) -> str:
+    with pytest.raises(DopkitError) as caught:
+        methods.find(name)
+    return str(caught.value)
+
+
+# Names
+
+
+def test_the_built_in_methods() -> None:
+    assert list(methods.known()) == sorted(methods.BUILTIN)
+    assert methods.find("dop") is methods.BUILTIN["dop"]
+    needs = {name: (method.needs_base, method.ordered, method.least_models) for name, method in methods.BUILTIN.items()}
+    assert (needs["average"], needs["dop"]) == ((False, False, 1), (True, True, 1))
+    assert all(method.name == name for name, method in methods.BUILTIN.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("dop-2", f"unknown method 'dop-2' (did you mean 'dop'? known: {KNOWN})"),
+        ("avrage", f"unknown method 'avrage' (did you mean 'average'? known: {KNOWN})"),
+        ("no-such-thing", f"unknown method 'no-such-thing' (known: {KNOWN})"),
+        ("", f"unknown method '' (known: {KNOWN})"),
+    ],
+)
+def test_an_unknown_name(name: str, message: str) -> None:
+    assert refusal(name) == message
+
+
+# Other packages
+
+
+def test_another_package_adds_a_method(install: Install) -> None:
+    install("elsewhere", weird="elsewhere_methods:weird")
+    assert list(methods.known()) == sorted([*methods.BUILTIN, "weird"])
+    assert methods.find("weird").summary == "from elsewhere"
+    assert refusal("wierd") == f"unknown method 'wierd' (did you mean 'weird'? known: {', '.join(methods.known())})"
+
+
+def test_a_package_that_is_seen_twice_is_one(install: Install) -> None:
+    install("elsewhere", weird="elsewhere_methods:weird")
+    install("elsewhere_again", weird="elsewhere_methods:weird")
+    assert methods.find("weird").name == "weird"
+
+
+def test_a_name_taken_twice_is_an_error(install: Install) -> None:
+    install("one", weird="elsewhere_methods:weird")
+    install("two", weird="another_module:weird")
+    message = "'weird' is offered by both another_module:weird and elsewhere_methods:weird; uninstall one"
+    assert refusal("weird") == message
+    with pytest.raises(DopkitError) as caught:
+        methods.known()
+    assert str(caught.value) == message
+    assert methods.find("dop") is methods.BUILTIN["dop"]  # not concerned
+
+
+def test_a_built_in_name_cannot_be_taken(install: Install) -> None:
+    install("one", dop="elsewhere_methods:dop")
+    assert refusal("dop") == "dopkit's own method 'dop' is also offered by elsewhere_methods:dop; uninstall one"
+    assert methods.find("average").name == "average"
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("elsewhere_methods:misnamed", "is not a dopkit Method of that name"),
+        ("elsewhere_methods:MEAN", "is not a dopkit Method of that name"),
+        ("no_such_module:x", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        (
+            "elsewhere_methods:nothing",
+            "cannot be loaded: AttributeError: module 'elsewhere_methods' has no attribute 'nothing'",
+        ),
+    ],
+)
+def test_a_broken_package_is_named_and_harms_nobody_else(install: Install, value: str, why: str) -> None:
+    install("broken", broken=value)
+    assert refusal("broken") == f"the installed method 'broken' ({value}) {why}"
+    assert methods.find("dop").name == "dop"
+    assert refusal("weird").startswith("unknown method 'weird' (")
+
+
+# Rules
+
+MATRIX, CUBE, VECTOR = (8, 4), (3, 8, 4), (8,)
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "rule"),
+    [
+        (Role.LINEAR, MATRIX, DOP_EXACT),
+        (Role.CONV1D, MATRIX, DOP_EXACT),
+        (Role.EXPERTS, CUBE, DOP_EXACT),
+        (Role.HEAD, MATRIX, DOP_EXACT),
+        (Role.HEAD, VECTOR, MEAN),
+        (Role.LINEAR, VECTOR, MEAN),
+        (Role.LINEAR, (), MEAN),
+        (Role.EMBEDDING, MATRIX, MEAN),
+        (Role.CONV, (8, 4, 3, 3), MEAN),
+        (Role.NORM, VECTOR, MEAN),
+        (Role.BIAS, VECTOR, MEAN),
+        (Role.PARAMETER, (1, 1, 8), MEAN),
+        (Role.BUFFER, VECTOR, MEAN),
+    ],
+)
+def test_dop_merges_matrices_and_averages_the_rest(role: Role, shape: tuple[int, ...], rule: Rule) -> None:
+    def chosen(parameters: DopParameters) -> Rule:
+        return methods.find("dop").rule_for(parameters, "model.layers.0.x.weight", role, shape)
+
+    assert chosen(DopParameters()) is rule
+    assert chosen(DopParameters(solver="adam")) is (DOP_ADAM if rule is DOP_EXACT else MEAN)
+    assert chosen(DopParameters(other="half")) is (DOP_EXACT if rule is DOP_EXACT else HALF)
+    assert chosen(DopParameters(exclude=("model.layers.*",))) is MEAN
+    assert chosen(DopParameters(exclude=("*.x.weight",), other="half")) is HALF
+    assert chosen(DopParameters(exclude=("layers.*", "MODEL.*"))) is rule  # whole names, in their own case
+
+
+def test_average_takes_the_mean_of_everything() -> None:
+    rule_for = methods.find("average").rule_for
+    assert all(rule_for(AverageParameters(), "x", role, (2, 2)) is MEAN for role in Role)
+
+
+def test_every_rule_loads_its_fold_or_copies() -> None:
+    for rule in (MEAN, HALF, DOP_EXACT, DOP_ADAM):
+        fold = rule.load()
+        assert all(callable(getattr(fold, name)) for name in ("start", "step", "finish"))
+    for rule in (methods.BASE, methods.EQUAL):
+        assert (rule.fold, rule.needs_base, rule.elementwise) == (None, True, True)
+
+
+def test_working_bytes_are_counted_in_float32() -> None:
+    assert MEAN.working_bytes((10, 20)) == 3 * 10 * 20 * 4
+    assert HALF.working_bytes(()) == 2 * 4
+    assert methods.BASE.working_bytes((0, 7)) == 0
+    assert DOP_EXACT.working_bytes((30, 20)) == DOP_EXACT.working_bytes((20, 30)) > 4 * 30 * 20
+
+
+def test_suggestions_are_for_near_words_only() -> None:
+    assert methods.suggestion("base_modle", ["base_model", "models"]) == "did you mean 'base_model'? "
+    assert methods.suggestion("xyz", ["base_model", "models"]) == ""
+    assert methods.suggestion("x", iter(())) == ""
