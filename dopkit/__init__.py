@@ -11,7 +11,13 @@ Everything here is loaded when it is first used: importing dopkit costs next to 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP reads this once, when torch is first loaded. Threads that wait in a loop for each other make an eigen-
+# decomposition
+# a hundred times slower as soon as anything else runs on the machine; sleeping ones cost nothing measurable.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -102,6 +102,7 @@ def _prepare(recipe: Recipe, out: str | Path | None, options: Options, progress:
         if len(opened) < len(recipe.refs):  # without every header there is nothing to compare
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
         recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
+        problems += _merged_twice(recipe)
         checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
         models = _look_at_all(checkpoints, recipe.donor)
         in_order = [entry.model for entry in recipe.models]
@@ -137,6 +138,15 @@ def _open_all(recipe: Recipe, progress: Progress) -> tuple[dict[ModelRef, Checkp
             what = ": ".join(part for part in (error.headline, first.place, first.what) if part)
             problems.append(Problem("", what, first.remedy))
     return opened, problems
+
+
+def _merged_twice(recipe: Recipe) -> Iterator[Problem]:
+    """Two refs that look different and mean one commit; the recipe alone cannot tell."""
+    seen = set()
+    for entry in recipe.models:
+        if entry.model.key in seen:
+            yield Problem(entry.model.short, "is listed twice, under two revisions that are one commit")
+        seen.add(entry.model.key)
 
 
 def _look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) -> dict[ModelRef, Model]:

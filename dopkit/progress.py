@@ -9,14 +9,14 @@ class Progress:
     def stage(self, text: str) -> None:
         """A new part of the work begins: ``reading headers``, ``merging``, ``verifying`` ..."""
 
-    def begin(self, tensors: int, nbytes: int) -> None:
-        """Merging begins: so many tensors and output bytes are still to be made."""
+    def begin(self, tensors: int, nbytes: int, effort: float) -> None:
+        """Merging begins: so many tensors and output bytes are still to be made, at so much effort (rough seconds)."""
 
     def tensor(self, name: str) -> None:
         """This tensor is in hand now."""
 
-    def advance(self, nbytes: int) -> None:
-        """So many more output bytes are made."""
+    def advance(self, nbytes: int, effort: float) -> None:
+        """So many more output bytes are made, and so much of the effort is spent."""
 
     def tensor_done(self, name: str) -> None:
         """This tensor is written and journaled."""

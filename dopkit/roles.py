@@ -6,10 +6,10 @@ Which tensor has which role is found out by ``skeleton``; this module only names
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """The part a tensor plays in its model."""
 
     LINEAR = "linear"  # weight of nn.Linear, (out, in)
@@ -22,9 +22,6 @@ class Role(str, Enum):
     HEAD = "head"  # weight or bias of what stands on the backbone: classifier, untied language-model head
     PARAMETER = "parameter"  # class token, position embedding as a bare parameter, scale
     BUFFER = "buffer"  # not trained: running statistics, position ids, frequencies
-
-    def __str__(self) -> str:
-        return self.value
 
 
 @dataclass(frozen=True)

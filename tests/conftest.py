@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 # Before anything imports huggingface_hub: no test reaches out, and none finds somebody's token.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as dopkit does, which is imported after torch here
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
 
 import tiny  # noqa: E402

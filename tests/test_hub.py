@@ -153,7 +153,8 @@ def test_room_for_downloads_is_that_of_the_caches_disk(server: TestHub, tmp_path
     free, same = hub.cache_disk(tmp_path)  # the cache folder itself does not exist yet
     assert free > 0
     assert same
-    assert not hub.cache_disk(Path("/proc"))[1]
+    if Path("/proc/self").exists():  # a file system of its own
+        assert not hub.cache_disk(Path("/proc"))[1]
 
 
 # Ranges

@@ -28,7 +28,6 @@ CASES = (
     ("average, 3 experts", "average", {}, 3),
     ("average, 12 experts", "average", {}, 12),
     ("dop exact, 3 experts", "dop", {}, 3),
-    ("dop exact, 3 experts, without the head", "dop", {"exclude": ["lm_head.*"]}, 3),
 )
 
 

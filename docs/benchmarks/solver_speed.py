@@ -169,9 +169,7 @@ def table(results: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="for all solvers alike (default: 1)")
-    parser.add_argument(
-        "--reference-steps", type=int, default=20, help="steps run and scaled to 200 (default: 20)"
-    )
+    parser.add_argument("--reference-steps", type=int, default=20, help="steps run and scaled to 200 (default: 20)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each time (default: 3)")
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
     given = parser.parse_args()

@@ -52,7 +52,8 @@ class Checkpoint(ABC):
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         """The tensor in its own dtype on the CPU, or its rows ``[start, stop)`` along the first axis.
 
-        Safe to call from several threads. Raises CheckpointError when the file is not what its header said.
+        Safe to call from several threads. Raises CheckpointError when the file is not what its header said, IndexError
+        for rows that the tensor does not have. A scalar has one row.
         """
 
     @abstractmethod

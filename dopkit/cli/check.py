@@ -7,7 +7,7 @@ import click
 from dopkit.cli.output import json_option, show_json
 
 
-@click.command()
+@click.command(short_help="Check a recipe alone, offline.")
 @click.argument("recipe", metavar="RECIPE")
 @json_option
 def check(recipe: str, as_json: bool) -> None:

@@ -41,7 +41,7 @@ parameters:
 """
 
 
-@click.command()
+@click.command(short_help="Write a commented recipe to start from.")
 @click.argument("file", type=click.Path(path_type=Path), default=Path("recipe.yaml"))
 def init(file: Path) -> None:
     """Write a commented recipe to FILE (default: recipe.yaml); `-` prints it."""

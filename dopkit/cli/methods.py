@@ -10,7 +10,7 @@ import click
 from dopkit.cli.output import json_option, show_json, table
 
 
-@click.command()
+@click.command(short_help="List the methods, or one method's parameters.")
 @click.argument("name", required=False)
 @json_option
 def methods(name: str | None, as_json: bool) -> None:

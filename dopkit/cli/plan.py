@@ -10,7 +10,7 @@ from dopkit.cli.output import json_option, merge_options, show_json, table
 from dopkit.units import show_shape, show_size
 
 
-@click.command()
+@click.command(short_help="Show what a merge would do and need.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
 @json_option

@@ -39,19 +39,21 @@ class _Counting(Progress):
     def __init__(self, console: Console) -> None:
         self.console = console
         self.tensors = self.tensors_done = self.nbytes = self.nbytes_done = 0
+        self.effort = self.effort_done = 0.0
         self.current = ""
 
     def note(self, text: str) -> None:
         self.console.print(text)
 
-    def begin(self, tensors: int, nbytes: int) -> None:
-        self.tensors, self.nbytes = tensors, nbytes
+    def begin(self, tensors: int, nbytes: int, effort: float) -> None:
+        self.tensors, self.nbytes, self.effort = tensors, nbytes, effort
 
     def tensor(self, name: str) -> None:
         self.current = name
 
-    def advance(self, nbytes: int) -> None:
+    def advance(self, nbytes: int, effort: float) -> None:
         self.nbytes_done += nbytes
+        self.effort_done += effort
 
     def tensor_done(self, name: str) -> None:
         self.tensors_done += 1
@@ -75,16 +77,16 @@ class _Display(_Counting):
 
     def _render(self) -> Group:
         if self.nbytes:
-            self.bars.update(self.task, completed=self.nbytes_done, counts=self.counts())
+            self.bars.update(self.task, completed=self.effort_done, counts=self.counts())
         return Group(self.bars, Text(self.current, style="dim", no_wrap=True, overflow="ellipsis"))
 
     def stage(self, text: str) -> None:
         self.current = ""
         self.bars.update(self.task, description=text)
 
-    def begin(self, tensors: int, nbytes: int) -> None:
-        super().begin(tensors, nbytes)
-        self.bars.reset(self.task, total=max(1, nbytes), counts=self.counts())
+    def begin(self, tensors: int, nbytes: int, effort: float) -> None:
+        super().begin(tensors, nbytes, effort)
+        self.bars.reset(self.task, total=max(effort, 1e-9), counts=self.counts())
 
 
 class _Lines(_Counting):

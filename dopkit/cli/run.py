@@ -9,7 +9,7 @@ import click
 from dopkit.cli.output import json_option, merge_options, show_json
 
 
-@click.command()
+@click.command(short_help="Merge, or finish an interrupted merge.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
 @json_option

@@ -11,7 +11,7 @@ from dopkit.cli.output import json_option, show_json, table
 from dopkit.units import show_seconds, show_size
 
 
-@click.command()
+@click.command(short_help="Show recipe, commits and receipt of a merged model.")
 @click.argument("folder", type=click.Path(path_type=Path))
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="List every tensor with its rule and time.")

@@ -7,6 +7,7 @@ add methods through the entry point group ``dopkit.methods``; each entry is a ``
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ class Rule:
     needs_base: bool
     # Bytes at work for one block of this shape beyond the block being read: an upper estimate.
     working_bytes: Callable[[tuple[int, ...]], int]
+    # Rough seconds of one core to fold one model into a block of this shape: for the time left, and to share out work.
+    effort: Callable[[tuple[int, ...]], float]
     float64: bool = False  # whether it factorises in float64, which not every device has
 
     def load(self) -> Fold:
@@ -62,12 +65,25 @@ class Method:
 
 def _copies(number: int) -> Callable[[tuple[int, ...]], int]:
     def working_bytes(shape: tuple[int, ...]) -> int:
-        total = FLOAT32 * number
-        for length in shape:
-            total *= length
-        return total
+        return FLOAT32 * number * math.prod(shape)
 
     return working_bytes
+
+
+def _elementwise_effort(shape: tuple[int, ...]) -> float:
+    return 2e-9 * math.prod(shape)
+
+
+def _exact_effort(shape: tuple[int, ...]) -> float:
+    """Eigenproblems of both sides."""
+    m, n = sorted(shape[-2:])
+    return 0.7e-9 * (m**3 + min(n, 2 * m) ** 3)
+
+
+def _adam_effort(shape: tuple[int, ...]) -> float:
+    """Six products a step, at the published number of steps."""
+    m, n = sorted(shape[-2:])
+    return 1.4e-8 * m * m * n
 
 
 def _exact_bytes(shape: tuple[int, ...]) -> int:
@@ -86,14 +102,18 @@ def _adam_bytes(shape: tuple[int, ...]) -> int:
     return int(1.2 * FLOAT32 * (3 + 17.5) * m * n) + 40_000_000
 
 
-MEAN = Rule("mean", "dopkit.methods.average:Mean", True, False, _copies(3))
-HALF = Rule("half", "dopkit.methods.average:Half", True, False, _copies(2))
-DOP_EXACT = Rule("dop exact", "dopkit.methods.dop:Dop", False, True, _exact_bytes, float64=True)
-DOP_ADAM = Rule("dop adam", "dopkit.methods.dop:Dop", False, True, _adam_bytes)
+MEAN = Rule("mean", "dopkit.methods.average:Mean", True, False, _copies(3), _elementwise_effort)
+HALF = Rule("half", "dopkit.methods.average:Half", True, False, _copies(2), _elementwise_effort)
+DOP_EXACT = Rule("dop exact", "dopkit.methods.dop:Dop", False, True, _exact_bytes, _exact_effort, float64=True)
+DOP_ADAM = Rule("dop adam", "dopkit.methods.dop:Dop", False, True, _adam_bytes, _adam_effort)
 
 # Not a method's doing: what the recipe or the tensors themselves settle.
-BASE = Rule("base", None, True, True, _copies(1))  # taken from the base, because the recipe says so
-EQUAL = Rule("equal", None, True, True, _copies(1))  # not arithmetic (integers): must be equal in all models
+BASE = Rule(
+    "base", None, True, True, _copies(1), _elementwise_effort
+)  # taken from the base, because the recipe says so
+EQUAL = Rule(
+    "equal", None, True, True, _copies(1), _elementwise_effort
+)  # not arithmetic (integers): must be equal in all models
 
 MATRICES = (Role.LINEAR, Role.CONV1D, Role.EXPERTS)
 

@@ -6,10 +6,9 @@ One declaration serves the recipe, ``dopkit methods`` and the method's own code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 
 class Parameters(BaseModel):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -63,10 +64,7 @@ class TensorJob:
 
     @property
     def numel(self) -> int:
-        total = 1
-        for length in self.shape:
-            total *= length
-        return total
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -88,10 +86,13 @@ class TensorJob:
     @property
     def working_bytes(self) -> int:
         """Upper estimate of memory at work for one part: the method's tensors and the one coming in."""
-        part = FLOAT32
-        for length in self.part_shape:
-            part *= length
-        return self.rule.working_bytes(self.part_shape) + part
+        return self.rule.working_bytes(self.part_shape) + FLOAT32 * math.prod(self.part_shape)
+
+    @property
+    def effort(self) -> float:
+        """Rough seconds of one core for the whole job: what it takes beside other jobs."""
+        parts = self.numel / max(1, math.prod(self.part_shape))
+        return self.rule.effort(self.part_shape) * parts * max(1, len(self.names))
 
 
 @dataclass(frozen=True)

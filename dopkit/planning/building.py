@@ -21,6 +21,9 @@ _NAMES = {dtype.torch: name for name, dtype in DTYPES.items()}
 
 READ_AHEAD_BYTES = 32_000_000  # raw tensors waiting for their turn, besides the one in hand
 WRITE_BEHIND_BYTES = 32_000_000  # finished blocks waiting for the disk
+# What the program takes besides when it starts to merge: code pages, buffers of libraries. Measured, not derived.
+OVERHEAD_BYTES = 30_000_000
+_AROUND_A_JOB = READ_AHEAD_BYTES + WRITE_BEHIND_BYTES + OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def build(
         dropped=tuple(work.dropped),
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
-        memory_bytes=max((job.working_bytes for job in ordered), default=0) + READ_AHEAD_BYTES + WRITE_BEHIND_BYTES,
+        memory_bytes=max((job.working_bytes for job in ordered), default=0) + _AROUND_A_JOB,
     )
     work.problems += _room_problems(plan, room)
     if not work.problems and not plan.jobs:

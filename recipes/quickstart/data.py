@@ -102,7 +102,9 @@ def cut_patches(area: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     """[h, w] -> uint8 [count, 28, 28], each brought to mean 128 and standard deviation 50."""
     rows = rng.integers(0, area.shape[0] - SIZE, count)
     columns = rng.integers(0, area.shape[1] - SIZE, count)
-    found = np.stack([area[row:row + SIZE, column:column + SIZE] for row, column in zip(rows, columns, strict=True)])
+    found = np.stack(
+        [area[row : row + SIZE, column : column + SIZE] for row, column in zip(rows, columns, strict=True)]
+    )
     spread = found.std(axis=(1, 2), keepdims=True) + 1  # a flat patch stays flat
     centred = found - found.mean(axis=(1, 2), keepdims=True)
     return np.clip(centred / spread * 50 + 128, 0, 255).astype(np.uint8)

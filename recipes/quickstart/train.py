@@ -61,8 +61,14 @@ class TrainingSet:
 
 def new_model() -> ViTModel:
     config = ViTConfig(
-        hidden_size=HIDDEN, num_hidden_layers=4, num_attention_heads=4, intermediate_size=3 * HIDDEN,
-        image_size=SIZE, patch_size=7, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=HIDDEN,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=3 * HIDDEN,
+        image_size=SIZE,
+        patch_size=7,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )
     return ViTModel(config, add_pooling_layer=False)
 

@@ -12,10 +12,10 @@ from dopkit.cli import progress
 
 def drive(display: progress._Counting) -> None:
     display.stage("merging")
-    display.begin(2, 3_000_000)
+    display.begin(2, 3_000_000, 3.0)
     for name, nbytes in (("layers.0.weight", 1_000_000), ("layers.1.weight", 2_000_000)):
         display.tensor(name)
-        display.advance(nbytes)
+        display.advance(nbytes, nbytes / 1e6)
         display.tensor_done(name)
     display.note("a note")
 
