@@ -1,8 +1,7 @@
-"""The memory of this process and of the machine: what is used, what is left, what is given back."""
+"""The memory of this process and of the machine: what is used, and what is left."""
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import psutil
 
 _STATUS = Path("/proc/self/status")
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 _GROUPS = Path("/proc/self/cgroup")
 _CGROUP = Path("/sys/fs/cgroup")
 # Files of a control group: its limit, what is in use, and the entry of memory.stat that can be given back.
@@ -33,17 +31,6 @@ def peak_resident_bytes() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def return_freed_memory() -> None:
-    """Have large blocks go back to the system as soon as they are freed, where the allocator can be told (glibc).
-
-    Left alone it keeps them for later, and what one thread frees another cannot use: a merge that works on 100 MB at a
-    time was seen to hold 350 MB. Acts on the whole process, from now on.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def available_bytes() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,22 @@ class _Prepared:
     devices: Devices
     output: OutputFolder
 
+    @cached_property
+    def fingerprint(self) -> str:
+        return self.plan.fingerprint(self.devices.engine)
+
 
 def plan(
     recipe: Recipe, out: str | Path | None = None, options: Options | None = None, progress: Progress | None = None
 ) -> Plan:
     """Everything that ``run`` would do, from headers alone: no weight is downloaded, nothing is written.
 
-    Raises PlanError with every reason why the merge cannot work.
+    Raises PlanError with every reason why the merge cannot work; OutputError when another merge is in the way.
     """
     with _prepare(recipe, out, options or Options(), progress or Progress()) as prepared:
+        prepared.output.finished(prepared.fingerprint)  # raises if another merge is in the way
+        if not prepared.plan.download_bytes:
+            _compare_values(prepared)
         return prepared.plan
 
 
@@ -79,12 +87,12 @@ def run(
     """
     options, progress = options or Options(), progress or Progress()
     with _prepare(recipe, out, options, progress) as prepared:
-        fingerprint = prepared.plan.fingerprint(prepared.devices.engine)
-        if prepared.output.finished(fingerprint):
+        if prepared.output.finished(prepared.fingerprint):
             done = receipt.read(prepared.output.path)
             return Result(prepared.output.path, prepared.plan, done, already_there=True)
         _fetch(prepared, progress)
-        return _merge(prepared, fingerprint, progress)
+        _compare_values(prepared)
+        return _merge(prepared, progress)
 
 
 @contextmanager
@@ -155,17 +163,22 @@ def _look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) ->
     A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
     """
     config = checkpoints[donor].config
-    by_name = skeleton.build(config, {}).fallback is not None
-    models = {}
+    models = {donor: _look_at(checkpoints[donor], config)}
+    by_name = models[donor].skeleton.fallback is not None
     for ref, checkpoint in checkpoints.items():
-        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-        seen = skeleton.build(config if by_name else checkpoint.config, shapes)
-        if seen.fallback and not by_name:
-            seen = skeleton.build(config, shapes)
-        nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-        source = Source(checkpoint.ref, checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes)
-        models[ref] = Model(source, checkpoint.specs, checkpoint.config, seen)
+        if ref == donor:
+            continue
+        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config)
+        if models[ref].skeleton.fallback and not by_name:
+            models[ref] = _look_at(checkpoint, config)
     return models
+
+
+def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
+    shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
+    source = Source(checkpoint.ref, checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes)
+    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes))
 
 
 def _room(output: OutputFolder, options: Options) -> Room:
@@ -177,21 +190,25 @@ def _room(output: OutputFolder, options: Options) -> Room:
 
 
 def _fetch(prepared: _Prepared, progress: Progress) -> None:
-    """Download what is not here yet, then compare what only values can tell; still nothing is written."""
+    """Download what is not here yet; still nothing is written."""
     if prepared.plan.download_bytes:
         progress.stage("downloading")
     for checkpoint in dict.fromkeys([prepared.donor, *prepared.models]):
         checkpoint.fetch()
+
+
+def _compare_values(prepared: _Prepared) -> None:
+    """Refuse what no header tells: integers that differ, tied tensors that do not agree. Few and small, as a rule."""
     if problems := check_equal(prepared.plan, prepared.donor, prepared.models):
         raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
 
 
-def _merge(prepared: _Prepared, fingerprint: str, progress: Progress) -> Result:
+def _merge(prepared: _Prepared, progress: Progress) -> Result:
     before = resident_bytes()
     output, made = prepared.output, prepared.plan
     folder = output.prepare()
     with ExitStack() as stack:
-        journal = Journal(folder, fingerprint, output.overwrite)
+        journal = Journal(folder, prepared.fingerprint, output.overwrite)
         stack.callback(journal.close)
         writer = ShardWriter(folder, made.shards, journal)
         stack.callback(writer.close)
@@ -201,13 +218,13 @@ def _merge(prepared: _Prepared, fingerprint: str, progress: Progress) -> Result:
         Engine(made, prepared.donor, prepared.models, writer, prepared.devices, progress).run()
         shards = writer.finish()
         progress.stage("verifying")
-        done = _finish(folder, prepared, fingerprint, journal, shards, before)
+        done = _finish(folder, prepared, journal, shards, before)
         output.publish()
     return Result(output.path, made, done)
 
 
 def _finish(
-    folder: Path, prepared: _Prepared, fingerprint: str, journal: Journal, shards: list[ShardFile], before: int
+    folder: Path, prepared: _Prepared, journal: Journal, shards: list[ShardFile], before: int
 ) -> receipt.Receipt:
     """Side files, verification, receipt, recipe and card: all that stands beside the weights."""
     made, donor = prepared.plan, prepared.donor_model
@@ -222,7 +239,7 @@ def _finish(
         "resident_bytes_before": before,
         "resumed": journal.resumed,
     }
-    done = receipt.make(made, fingerprint, journal.entries, shards, measured, verified)
+    done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified)
     recipe_yaml = made.recipe.to_yaml(prepared.output.path.absolute())
     sources = [_source_card(checkpoint) for checkpoint in dict.fromkeys([prepared.donor, *prepared.models])]
     write_text(folder / receipt.RECIPE_FILE, recipe_yaml)

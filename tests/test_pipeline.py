@@ -83,6 +83,25 @@ def test_two_revisions_that_are_one_commit(hub: TestHub, tmp_path: Path) -> None
         dopkit.plan(recipe, tmp_path / "out")
 
 
+def test_models_in_other_files_and_formats(llama: Path, tmp_path: Path) -> None:
+    """Shards cut elsewhere, one file, or pickles: the same tensors give the same bytes."""
+    import torch
+    from safetensors.torch import save_file
+
+    one_file, pickled = tmp_path / "one-file", tmp_path / "pickled"
+    for folder in (one_file, pickled):
+        folder.mkdir()
+        (folder / "config.json").write_bytes((llama / "e0" / "config.json").read_bytes())
+    save_file(tiny.read(llama / "e0"), one_file / "model.safetensors")
+    torch.save(tiny.read(llama / "e0"), pickled / "pytorch_model.bin")
+    found = []
+    for expert in (llama / "e0", one_file, pickled):
+        recipe = f"base_model: {llama}/base\nmerge_method: dop\nmodels: [{expert}, {llama}/e1]\n"
+        dopkit.run(dopkit.parse_recipe(recipe), tmp_path / f"out-{expert.name}")
+        found.append(tiny.weights(tmp_path / f"out-{expert.name}"))
+    assert found[0] == found[1] == found[2]
+
+
 def test_the_python_interface_prints_nothing(llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (llama / "pair.yaml").write_text("base_model: ./base\nmerge_method: dop\nmodels: [./e0, ./e1]\n")
     recipe = dopkit.load_recipe(llama / "pair.yaml")

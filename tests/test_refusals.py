@@ -170,6 +170,8 @@ def test_integers_that_differ(run: Run, models: Path) -> None:
     result = run(RECIPE)
     assert "  ./e0: steps (I64) differs from ./base, and integers cannot be merged" in result.stderr.splitlines()
     assert "    Take the base's with `copy: [steps]`." in result.stderr.splitlines()
+    planned = CliRunner().invoke(main, ["plan", "recipe.yaml", "-o", "out"])
+    assert planned.exit_code == 1 and planned.stderr == result.stderr
 
 
 def test_missing_and_extra_tensors(run: Run, models: Path) -> None:

@@ -19,7 +19,7 @@ from dopkit.checkpoints.reading import bytes_of, torch_dtype
 from dopkit.device import Devices
 from dopkit.engine.pipes import ReadAhead, Request, WriteBehind
 from dopkit.errors import MergeError, Problem, count
-from dopkit.measure import peak_resident_bytes, return_freed_memory
+from dopkit.measure import peak_resident_bytes
 from dopkit.methods.fold import Context, Fold
 from dopkit.planning import BLOCK_ELEMENTS, Plan, TensorJob
 from dopkit.planning.building import READ_AHEAD_BYTES, WRITE_BEHIND_BYTES
@@ -51,7 +51,6 @@ class Engine:
 
     def run(self) -> None:
         """Merge every tensor. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
-        return_freed_memory()
         jobs = [job for job in self._plan.jobs if job.name not in self._writer.done]
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(job.effort for job in jobs))
         ahead = ReadAhead(self._requests(jobs), READ_AHEAD_BYTES)

@@ -22,7 +22,7 @@ _NAMES = {dtype.torch: name for name, dtype in DTYPES.items()}
 READ_AHEAD_BYTES = 32_000_000  # raw tensors waiting for their turn, besides the one in hand
 WRITE_BEHIND_BYTES = 32_000_000  # finished blocks waiting for the disk
 # What the program takes besides when it starts to merge: code pages, buffers of libraries. Measured, not derived.
-OVERHEAD_BYTES = 30_000_000
+OVERHEAD_BYTES = 80_000_000
 _AROUND_A_JOB = READ_AHEAD_BYTES + WRITE_BEHIND_BYTES + OVERHEAD_BYTES
 
 

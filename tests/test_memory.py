@@ -1,0 +1,48 @@
+"""Memory follows the largest tensor, whatever the number of models: the kernel's count, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+SIDE = 4096  # one tensor of 64 MiB in float32
+
+CHILD = """
+import sys
+from pathlib import Path
+import dopkit
+from dopkit.measure import peak_resident_bytes, resident_bytes
+
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+recipe = dopkit.parse_recipe(f"merge_method: average\\nmodels: {['./m%d' % n for n in range(count)]}", folder=folder)
+dopkit.plan(recipe, folder / "out")  # imports everything
+before = resident_bytes()
+Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+dopkit.run(recipe, folder / f"out{count}")
+print(peak_resident_bytes() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resets the kernel's peak through /proc")
+def test_memory_does_not_grow_with_the_number_of_models(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"m{number}").mkdir()
+        tensor = torch.full((SIDE, SIDE), float(number))
+        save_file({"layer.weight": tensor}, tmp_path / f"m{number}" / "model.safetensors")
+    for number in range(3, 12):
+        (tmp_path / f"m{number}").mkdir()
+        os.link(tmp_path / f"m{number % 3}" / "model.safetensors", tmp_path / f"m{number}" / "model.safetensors")
+    peaks = []
+    for count in (3, 12):
+        done = subprocess.run([sys.executable, "-c", CHILD, tmp_path, str(count)], capture_output=True, check=True)
+        peaks.append(int(done.stdout))
+    tensor_bytes = 4 * SIDE * SIDE
+    assert max(peaks) < 3 * tensor_bytes, peaks
+    assert peaks[1] < peaks[0] + tensor_bytes / 4, peaks
