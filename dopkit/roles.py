@@ -28,7 +28,8 @@ class Role(StrEnum):
 class TensorRole:
     """One checkpoint tensor as its model sees it."""
 
-    canonical: str  # the name inside the model class of the installed transformers
+    # The name inside the model class of the installed transformers, without the prefix of the backbone.
+    canonical: str
     role: Role
     # Set when several checkpoint tensors are fused into one parameter on loading (experts of a
     # mixture): the tensor is still merged as it lies on disk.

@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: revisions, file lists, headers and files. The only importer of huggingface_hub.
+"""Reading from the Hub: revisions, file lists, parts of files, files. Part of ``hub``.
 
 Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode are huggingface_hub's own business
 (HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE); no token passes through here.
@@ -6,30 +6,16 @@ Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode ar
 
 from __future__ import annotations
 
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    RevisionResolutionError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
 
 from dopkit import __version__
 from dopkit.errors import HubError, Problem
+from dopkit.hub.explain import AGAIN, MISSING, ONLINE, explained
 from dopkit.refs import ModelRef
 
 TIMEOUT = 30.0  # seconds without an answer
@@ -43,8 +29,8 @@ def pin(ref: ModelRef) -> ModelRef:
     """
     if ref.repo is None or ref.pinned:
         return ref
-    with _explained(ref):
-        pinned = ref.at(str(_api().resolve_revision(ref.repo, revision=ref.revision).resolved))
+    with explained(ref):
+        pinned = ref.at(str(api().resolve_revision(ref.repo, revision=ref.revision).resolved))
     if not pinned.pinned:
         raise HubError(f"{ref.short}: the server gave {pinned.revision!r} as its commit")
     return pinned
@@ -56,9 +42,9 @@ def files(ref: ModelRef) -> dict[str, int]:
     Raises HubError.
     """
     assert ref.repo is not None
-    with _explained(ref):
+    with explained(ref):
         try:
-            info = _api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
+            info = api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
         except OfflineModeIsEnabled:
             return _cached_files(ref)
     return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
@@ -67,8 +53,8 @@ def files(ref: ModelRef) -> dict[str, int]:
 def fetch(ref: ModelRef, file: str) -> Path:
     """The file in huggingface_hub's cache, downloaded if it is not there yet. Raises HubError."""
     assert ref.repo is not None
-    with _explained(ref, file):
-        return Path(_api().hf_hub_download(ref.repo, file, revision=ref.revision))
+    with explained(ref, file):
+        return Path(api().hf_hub_download(ref.repo, file, revision=ref.revision))
 
 
 def cached(ref: ModelRef, file: str) -> Path | None:
@@ -91,16 +77,16 @@ def read_range(ref: ModelRef, file: str, start: int, stop: int) -> bytes:
     if stop <= start:
         return b""
     if constants.is_offline_mode():
-        raise HubError(f"{ref.short}: {file} {_MISSING}", [Problem("", "", _ONLINE)])
+        raise HubError(f"{ref.short}: {file} {MISSING}", [Problem("", "", ONLINE)])
     data = None
     for _ in range(_TRIES):
-        with _explained(ref, file):
+        with explained(ref, file):
             data = _part(ref, file, start, stop)
         if data is not None:
             break
     if data is None or len(data) != stop - start:
         what = f"asked for {stop - start:,} bytes of {file}, got {len(data or b''):,}"
-        raise HubError(f"{ref.short}: {what}", [Problem("", "", _AGAIN)])
+        raise HubError(f"{ref.short}: {what}", [Problem("", "", AGAIN)])
     return data
 
 
@@ -125,7 +111,7 @@ def _part(ref: ModelRef, file: str, start: int, stop: int) -> bytes | None:
             return None
 
 
-def _api() -> HfApi:
+def api() -> HfApi:
     return HfApi(library_name="dopkit", library_version=__version__)
 
 
@@ -135,44 +121,5 @@ def _cached_files(ref: ModelRef) -> dict[str, int]:
     folder = Path(constants.HF_HUB_CACHE, f"models--{ref.repo.replace('/', '--')}", "snapshots", ref.revision or "")
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     if not found:
-        raise HubError(f"{ref.short} {_MISSING}", [Problem("", "", _ONLINE)])
+        raise HubError(f"{ref.short} {MISSING}", [Problem("", "", ONLINE)])
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
-
-
-_MISSING = "is not in the cache, and HF_HUB_OFFLINE is set"
-_ONLINE = "Unset HF_HUB_OFFLINE for this run."
-_AGAIN = "Running the same command again continues."
-_UNREACHED = ("is not in the cache, and the Hub cannot be reached", "Check the network and HF_HUB_OFFLINE.")
-_NAME = "Check the name, or `hf auth login`; a folder would be written ./{repo}"
-
-# Exception, what the model is or does, remedy. Subclasses stand before their parents.
-_EXPLANATIONS: tuple[tuple[type[Exception], str, str], ...] = (
-    (GatedRepoError, "is gated", "Accept its terms on its page on the Hub, then `hf auth login`."),
-    (RepositoryNotFoundError, "does not exist on the Hub, or is private", _NAME),
-    (DisabledRepoError, "has been disabled on the Hub", ""),
-    (RevisionNotFoundError, "has no such revision", "Check the branch, tag or commit."),
-    (LocalEntryNotFoundError, *_UNREACHED),
-    (RevisionResolutionError, *_UNREACHED),
-    (OfflineModeIsEnabled, *_UNREACHED),
-    (EntryNotFoundError, "lacks {file}", ""),
-    (HFValidationError, "is not a valid repository name", ""),
-)
-_KNOWN = tuple(kind for kind, _, _ in _EXPLANATIONS)
-
-
-@contextmanager
-def _explained(ref: ModelRef, file: str = "a file") -> Iterator[None]:
-    """Turn the client's exceptions into one sentence each; of those it has no sentence for, keep the first line."""
-    try:
-        yield
-    except _KNOWN as error:
-        what, remedy = next((what, remedy) for kind, what, remedy in _EXPLANATIONS if isinstance(error, kind))
-        problems = [Problem("", "", remedy.format(repo=ref.repo))] if remedy else []
-        raise HubError(f"{ref.short} {what.format(file=file)}", problems) from error
-    except (HTTPError, OSError) as error:
-        raise HubError(f"{ref.short} cannot be read", [Problem("", _first_line(error), _AGAIN)]) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r"\?[^\s'\"]*", "", line)  # the query of a storage address is a signature
