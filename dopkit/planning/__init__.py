@@ -34,6 +34,7 @@ class Source:
     state: str  # changes when the weights may have changed
     nbytes: int  # of all its tensors
     download_bytes: int
+    notes: tuple[str, ...] = ()  # of whoever opened it, for the reader of the plan
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,7 @@ def build(
     work = _Building(recipe, donor, models, problems=list(problems))
     for model in {model.source.ref.key: model for model in (donor, *models)}.values():
         work.problems += matching.own_problems(model)
+        work.notes += model.source.notes
         if model.skeleton.fallback:
             work.notes.append(f"{model.source.ref.short}: roles are guessed from names ({model.skeleton.fallback})")
     if not work.problems:
@@ -111,38 +112,35 @@ def _match(work: _Building) -> None:
             _plan_tensor(work, canonical, name, fixed.get(canonical))
 
 
-def _fixed(recipe: Recipe, donor: Model, canonical: str, name: str) -> str | None:
-    """Why this tensor does not depend on the models, if it does not."""
-    if donor.role(name) is Role.HEAD and recipe.heads:
+def _fixed(recipe: Recipe, model: Model, canonical: str, name: str) -> str | None:
+    """The key of the recipe that takes this tensor of a model out of the merge, if one does."""
+    if model.role(name) is Role.HEAD and recipe.heads:
         return f"heads: {recipe.heads}"
     return "copy" if matching.matches(canonical, recipe.copied) else None
 
 
 def _compare(work: _Building, model: Model, read: dict[str, str], fixed: dict[str, str]) -> None:
     """One model against the donor: problems, and what of it is left unread."""
-    donor, recipe = work.donor, work.recipe
-    work.problems += matching.whole_problems(donor, model, read)
-    names, extra = model.names, []
-    for canonical, name in names.items():
+    donor = work.donor
+    extra = []
+    for canonical, name in model.names.items():
         if canonical in read:
             continue
-        why = fixed.get(canonical) or _unread(recipe, model, canonical, name)
+        why = fixed.get(canonical) or _fixed(work.recipe, model, canonical, name)
         if why:
             work.dropped.append(Dropped(model.source.ref, name, why))
         else:
             extra.append(name)
-    if extra:
-        work.problems.append(matching.extra_problem(donor, model, extra))
-    pairs = {name: names[canonical] for canonical, name in read.items() if canonical in names}
-    work.problems += matching.shape_problems(donor, model, pairs)
-    work.problems += matching.dtype_problems(donor, model, pairs)
-
-
-def _unread(recipe: Recipe, model: Model, canonical: str, name: str) -> str | None:
-    """Why a tensor that the donor lacks may be left out, if it may."""
-    if model.role(name) is Role.HEAD and recipe.heads:
-        return f"heads: {recipe.heads}"
-    return "copy" if matching.matches(canonical, recipe.copied) else None
+    pairs = {name: model.names[canonical] for canonical, name in read.items() if canonical in model.names}
+    problems = [
+        *matching.missing_problems(donor, model, read),
+        *matching.extra_problems(donor, model, extra),
+        *matching.shape_problems(donor, model, pairs),
+        *matching.dtype_problems(donor, model, pairs),
+    ]
+    if problems and (stranger := matching.stranger_problem(donor, model)):
+        problems = [stranger]  # the one cause instead of its many effects
+    work.problems += problems
 
 
 def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) -> None:

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 
 _SHOWN = 5  # tensors named before "and 93 more"
 
-# What two fine-tunings of one base agree on; named when tensors do not match, because the cause is there.
+# What two fine-tunings of one base agree on. Vocabularies may grow, and have a message of their own.
 _SIZES = (
     "model_type", "hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads",
-    "num_key_value_heads", "vocab_size", "n_embd", "n_layer", "d_model", "num_layers", "image_size", "patch_size",
-    "tie_word_embeddings",
+    "num_key_value_heads", "n_embd", "n_layer", "d_model", "num_layers", "image_size", "patch_size",
 )  # fmt: skip
 
 
@@ -78,32 +77,37 @@ def own_problems(model: Model) -> Iterable[Problem]:
         yield Problem(shown, what, "Use a version in float32, float16 or bfloat16.")
 
 
-def whole_problems(base: Model, model: Model, base_names: Mapping[str, str]) -> Iterable[Problem]:
-    """Tensors that one of the two has and the other lacks. ``base_names`` are those that matter."""
+def stranger_problem(base: Model, model: Model) -> Problem | None:
+    """Two models of other sizes, by their configs: no fine-tuning leads from one to the other."""
+    different = _differences(base, model, _SIZES)
+    if not different:
+        return None
+    return Problem(model.source.ref.short, f"was not fine-tuned from {base.source.ref.short}: {different}")
+
+
+def missing_problems(base: Model, model: Model, base_names: Mapping[str, str]) -> Iterable[Problem]:
+    """Tensors of the base that the model lacks. ``base_names`` (canonical name to name) are those that matter."""
     missing = [name for canonical, name in base_names.items() if canonical not in model.names]
-    shown = model.source.ref.short
     if missing:
-        what = f"lacks {count(len(missing), 'tensor')} of {base.source.ref.short}: {_some(missing)}"
         headless = all(base.role(name) is Role.HEAD for name in missing)
-        remedy = (
-            "Keep the base's head with `heads: base`."
-            if headless
-            else f"Take them from the base with `{_copy(base, missing)}`."
-        )
-        yield Problem(shown, what, _cause(base, model) or remedy)
+        remedy = "Keep the base's head with `heads: base`." if headless else ""
+        remedy = remedy or f"Take them from the base with `{_copy(base, missing)}`."
+        what = f"lacks {count(len(missing), 'tensor')} of {base.source.ref.short}: {_some(missing)}"
+        yield Problem(model.source.ref.short, what, _ties(base, model) or remedy)
 
 
-def extra_problem(base: Model, model: Model, extra: list[str]) -> Problem:
-    """``model`` holds tensors that ``base`` has no place for."""
+def extra_problems(base: Model, model: Model, extra: list[str]) -> Iterable[Problem]:
+    """``extra`` are tensors of the model that the base has no place for."""
     shown, other = model.source.ref.short, base.source.ref.short
-    heads = [name for name in extra if model.role(name) is Role.HEAD]
-    if len(heads) == len(extra):
-        what = f"has an output head that {other} lacks: {_some(heads)}"
-        return Problem(
-            shown, what, _cause(base, model) or "Merge the backbones alone with `heads: drop` in the recipe."
-        )
-    what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {_some(extra)}"
-    return Problem(shown, what, _cause(base, model) or f"Leave them out with `{_copy(model, extra)}`.")
+    if not extra:
+        return
+    if all(model.role(name) is Role.HEAD for name in extra):
+        what = f"has an output head that {other} lacks: {_some(extra)}"
+        remedy = "Merge the backbones alone with `heads: drop` in the recipe."
+    else:
+        what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {_some(extra)}"
+        remedy = f"Leave them out with `{_copy(model, extra)}`."
+    yield Problem(shown, what, _ties(base, model) or remedy)
 
 
 def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Iterable[Problem]:
@@ -120,9 +124,7 @@ def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Itera
         remedy = f"The vocabularies differ. Keep the base's with {keys}."
         yield _shapes(base, model, rows + heads, "embedding differs in shape", remedy)
     elif rest:
-        yield _shapes(
-            base, model, rest + heads, f"{count(len(rest + heads), 'tensor')} of other shape", _cause(base, model)
-        )
+        yield _shapes(base, model, rest + heads, f"{count(len(rest + heads), 'tensor')} of other shape", "")
 
 
 def dtype_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Iterable[Problem]:
@@ -146,15 +148,17 @@ def _shapes(base: Model, model: Model, pairs: list[tuple[str, str]], what: str, 
     return Problem(model.source.ref.short, f"{what}: {shapes}{more}", remedy)
 
 
-def _cause(base: Model, model: Model) -> str:
-    """The config entries that make the two models different, as a sentence; empty when they agree."""
+def _differences(base: Model, model: Model, keys: Iterable[str]) -> str:
+    """Config entries that both state, and differently, as a clause."""
     one, two = base.config or {}, model.config or {}
-    different = [
-        f"{key} {two[key]} here, {one[key]} there"
-        for key in _SIZES
-        if key in one and key in two and one[key] != two[key]
-    ]
-    return "It was not fine-tuned from this base: " + ", ".join(different) + "." if different else ""
+    different = [key for key in keys if key in one and key in two and one[key] != two[key]]
+    return ", ".join(f"{key} is {two[key]}, there {one[key]}" for key in different)
+
+
+def _ties(base: Model, model: Model) -> str:
+    """One model ties its head to its embedding and the other does not: then a head is missing or too many."""
+    different = _differences(base, model, ["tie_word_embeddings"])
+    return f"In its config {different}." if different else ""
 
 
 def _copy(model: Model, names: list[str]) -> str:
