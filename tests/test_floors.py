@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -138,3 +139,12 @@ def test_every_parameter_is_read(method: str) -> None:
     code = "".join(path.read_text() for path in (PACKAGE / "methods").glob("*.py"))
     for name in methods.BUILTIN[method].parameters.model_fields:
         assert f".{name}" in code, f"{method} declares {name} and never reads it"
+
+
+def test_threads_wait_patiently() -> None:
+    """dopkit asks OpenMP for sleeping threads before torch is loaded, unless the user asked for something else."""
+    code = "import dopkit, os; print(os.environ['OMP_WAIT_POLICY'])"
+    for given, found in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        clean = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+        done = subprocess.run([sys.executable, "-c", code], env=clean | given, capture_output=True, text=True)
+        assert done.stdout.strip() == found

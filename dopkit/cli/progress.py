@@ -22,7 +22,7 @@ _LINE_EVERY = 10.0  # seconds between plain lines
 @contextmanager
 def watch(quiet: bool, verbose: bool) -> Iterator[Progress]:
     """The display that fits where it is shown."""
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, markup=False)  # names may hold brackets
     if quiet:
         yield Progress()
     elif console.is_terminal and not verbose:
@@ -98,9 +98,6 @@ class _Lines(_Counting):
         self.last = time.monotonic()
 
     def stage(self, text: str) -> None:
-        self.console.print(text)
-
-    def note(self, text: str) -> None:
         self.console.print(text)
 
     def tensor_done(self, name: str) -> None:
