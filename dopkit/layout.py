@@ -11,24 +11,20 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dopkit.specs import DTYPES, build_header
+from dopkit.specs import DTYPES, Sized, build_header
 
 INDEX_FILE = "model.safetensors.index.json"
 METADATA = {"format": "pt"}  # older readers insist on it
 
 
 @dataclass(frozen=True)
-class Placed:
+class Placed(Sized):
     """A tensor at its place: ``offset`` is absolute in the file of its shard."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * DTYPES[self.dtype].size
 
 
 @dataclass(frozen=True)

@@ -50,19 +50,11 @@ DTYPES: Mapping[str, DType] = {
 MERGEABLE = ("F64", "F32", "F16", "BF16")  # what arithmetic in float32 can take in and give back
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """One tensor of a checkpoint: what it is and where its bytes lie.
+class Sized:
+    """What follows from a dtype and a shape."""
 
-    ``file`` is its name inside the model; ``offset`` is absolute in it. A pickled checkpoint has no byte offsets:
-    ``offset`` is -1.
-    """
-
-    name: str
     dtype: str  # a key of DTYPES
     shape: tuple[int, ...]
-    file: str
-    offset: int
 
     @property
     def numel(self) -> int:
@@ -77,6 +69,21 @@ class TensorSpec:
     def rows(self) -> int:
         """Length of the first axis; a scalar counts as one row."""
         return self.shape[0] if self.shape else 1
+
+
+@dataclass(frozen=True)
+class TensorSpec(Sized):
+    """One tensor of a checkpoint: what it is and where its bytes lie.
+
+    ``file`` is its name inside the model; ``offset`` is absolute in it. A pickled checkpoint has no byte offsets:
+    ``offset`` is -1.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
 
 
 TRUNCATED = "The file is truncated or damaged: fetch it again."
