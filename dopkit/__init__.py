@@ -26,20 +26,25 @@ if TYPE_CHECKING:
     from dopkit.pipeline import Options, Result, plan, run
     from dopkit.planning import Plan
     from dopkit.progress import Progress
+    from dopkit.published import load_recipe
+    from dopkit.publishing import Pushed, PushOptions, push
     from dopkit.recipe import Recipe
-    from dopkit.recipe.reading import load_recipe, parse_recipe
+    from dopkit.recipe.reading import parse_recipe
 
 __all__ = [
     "DopkitError",
     "Options",
     "Plan",
     "Progress",
+    "PushOptions",
+    "Pushed",
     "Recipe",
     "Result",
     "__version__",
     "load_recipe",
     "parse_recipe",
     "plan",
+    "push",
     "run",
 ]
 
@@ -48,11 +53,14 @@ _HOMES = {
     "Options": "pipeline",
     "Plan": "planning",
     "Progress": "progress",
+    "PushOptions": "publishing",
+    "Pushed": "publishing",
     "Recipe": "recipe",
     "Result": "pipeline",
-    "load_recipe": "recipe.reading",
+    "load_recipe": "published",
     "parse_recipe": "recipe.reading",
     "plan": "pipeline",
+    "push": "publishing",
     "run": "pipeline",
 }
 

@@ -5,6 +5,7 @@ A pure function of receipt, recipe and what the sources say of themselves. Metad
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 
 from dopkit import receipt
+from dopkit.checkpoints import Checkpoint
 from dopkit.planning import Plan
 from dopkit.receipt import Receipt
 from dopkit.units import show_seconds, show_size
@@ -35,6 +37,9 @@ _TASKS = (
     ("BertModel", "feature-extraction", "AutoModel"),
 )
 
+CARD_FILE = "README.md"
+_ELSEWHERE = "  # or the folder or repository it is in"
+
 
 @dataclass(frozen=True)
 class SourceCard:
@@ -44,6 +49,17 @@ class SourceCard:
     license: str | None = None
     license_name: str | None = None
     license_link: str | None = None
+    datasets: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ()
+
+
+def source_card(checkpoint: Checkpoint) -> SourceCard:
+    """What the card of an opened model says."""
+    try:
+        text = checkpoint.side_file(CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        text = None
+    return read_source_card(checkpoint.ref.name, text)
 
 
 def read_source_card(model: str, readme: str | None) -> SourceCard:
@@ -52,12 +68,19 @@ def read_source_card(model: str, readme: str | None) -> SourceCard:
         return SourceCard(model)
     try:
         data = yaml.safe_load(readme[3:].split("\n---", 1)[0])
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: a date that is none
         return SourceCard(model)
     if not isinstance(data, dict):
         return SourceCard(model)
     fields = ("license", "license_name", "license_link")
-    return SourceCard(model, *(data[key] if isinstance(data.get(key), str) else None for key in fields))
+    licence = {key: data[key] for key in fields if isinstance(data.get(key), str)}
+    return SourceCard(model, **licence, datasets=_listed(data.get("datasets")), languages=_listed(data.get("language")))
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    """A card may state one thing or a list. An unquoted ``no``, Norwegian, is False in YAML."""
+    values = value if isinstance(value, list) else [value]
+    return tuple("no" if item is False else item for item in values if item is False or isinstance(item, str))
 
 
 def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name: str | None, recipe_yaml: str) -> str:
@@ -84,10 +107,21 @@ def _metadata(plan: Plan, sources: Sequence[SourceCard], class_name: str | None)
         data["base_model_relation"] = "merge"
     data["library_name"] = "transformers"
     data["tags"] = ["merge", "dopkit"]
+    data["dopkit"] = {"merge_method": plan.recipe.merge_method}  # `dopkit recipes search` shows it
     task = _task(class_name)
     if task:
         data["pipeline_tag"] = task[1]
-    return data | common_licence(sources)
+    data |= common_licence(sources)
+    if languages := _shared([source.languages for source in sources]):
+        data["language"] = languages
+    if datasets := _shared([source.datasets for source in sources]):
+        data["datasets"] = datasets
+    return data
+
+
+def _shared(stated: Sequence[Sequence[str]]) -> list[str]:
+    """What every source states, in the order of the first."""
+    return [item for item in dict.fromkeys(stated[0] if stated else ()) if all(item in other for other in stated)]
 
 
 def common_licence(sources: Sequence[SourceCard]) -> dict[str, str]:
@@ -125,10 +159,16 @@ def _models(plan: Plan) -> str:
     return "\n".join(rows) + order
 
 
+def addressed(text: str, repo_id: str) -> str:
+    """The card for a repository: its snippet loads the model from there. Whatever else was edited stays."""
+    line = re.compile(rf'from_pretrained\("[^"\n]*"\){re.escape(_ELSEWHERE)}')
+    return line.sub(f'from_pretrained("{repo_id}")', text)
+
+
 def _usage(name: str, class_name: str | None, headless: bool) -> str:
     task = _task(class_name)
     auto = "AutoModel" if headless or task is None else task[2]
-    load = f'model = {auto}.from_pretrained("{name}")  # or the folder or repository it is in'
+    load = f'model = {auto}.from_pretrained("{name}"){_ELSEWHERE}'
     text = f"```python\nfrom transformers import {auto}\n\n{load}\n```"
     return text + ("\n\nThis is the backbone alone: the models' output heads were left out." if headless else "")
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dopkit import assembly, card, hub, receipt, skeleton, verification
-from dopkit.checkpoints import Checkpoint, open_checkpoint
+from dopkit import assembly, card, hub, pinning, publishing, receipt, skeleton, verification
+from dopkit.checkpoints import Checkpoint
 from dopkit.device import Devices, choose
 from dopkit.engine import Engine, check_equal
-from dopkit.errors import DopkitError, PlanError, Problem, count
+from dopkit.errors import PlanError, Problem, count
 from dopkit.measure import available_bytes, peak_resident_bytes, resident_bytes
+from dopkit.opening import open_all
 from dopkit.planning import Plan, Source
 from dopkit.planning.building import Room, build
 from dopkit.planning.matching import Model
@@ -35,6 +36,13 @@ class Options:
     max_memory: int | None = None  # bytes; None is what is free
     max_shard_size: int = 5_000_000_000  # bytes
     overwrite: bool = False  # replace an output folder that dopkit made
+    stream: bool = False  # read the weights over the network while merging, and store none of them
+    push: publishing.PushOptions | None = None  # publish what was merged
+
+    @property
+    def frees(self) -> bool:
+        """Whether each shard leaves the disk once it is on the Hub."""
+        return self.stream and self.push is not None
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,14 @@ class Result:
     plan: Plan
     receipt: receipt.Receipt
     already_there: bool = False  # it had been finished before; nothing was done
+    pushed: publishing.Pushed | None = None
 
 
 @dataclass
 class _Prepared:
     """Opened sources and the plan made from them."""
 
+    recipe: Recipe  # as it was given, its order drawn
     plan: Plan
     donor: Checkpoint
     models: Sequence[Checkpoint]
@@ -61,6 +71,11 @@ class _Prepared:
     @cached_property
     def fingerprint(self) -> str:
         return self.plan.fingerprint(self.devices.engine)
+
+    def open_journal(self) -> Journal:
+        """The journal in the working folder, both made if they are not there."""
+        pins = pinning.to_remember(self.recipe, self.plan.recipe)
+        return Journal(self.output.prepare(), self.fingerprint, self.output.overwrite, pins)
 
 
 def plan(
@@ -82,31 +97,52 @@ def run(
 ) -> Result:
     """Merge into the folder ``out`` (by default named after the recipe), or finish an interrupted merge there.
 
-    The folder appears when it is complete and verified. Raises a DopkitError: PlanError before anything is written;
-    MergeError, OutputError or HubError from the middle, after which the same call continues.
+    The folder appears when it is complete and verified; with ``options.push`` it is published then. Raises a
+    DopkitError: PlanError before anything is written; MergeError, OutputError or HubError from the middle, after
+    which the same call continues.
     """
     options, progress = options or Options(), progress or Progress()
-    with _prepare(recipe, out, options, progress) as prepared:
-        if prepared.output.finished(prepared.fingerprint):
+    if options.push is None:
+        return _run(recipe, out, options, progress)
+    push = options.push.by_default(recipe.repo_id)
+    result = _run(recipe, out, replace(options, push=push), progress)
+    assert push.repo_id is not None, "the plan was refused without one"
+    return replace(result, pushed=publishing.push(result.folder, push.repo_id, push, progress))
+
+
+def _run(recipe: Recipe, out: str | Path | None, options: Options, progress: Progress) -> Result:
+    with _prepare(recipe, out, options, progress, download=True) as prepared:
+        if prepared.output.finished(prepared.fingerprint, weights=not options.frees):
             done = receipt.read(prepared.output.path)
             return Result(prepared.output.path, prepared.plan, done, already_there=True)
         _fetch(prepared, progress)
-        _compare_values(prepared)
-        return _merge(prepared, progress)
+        try:
+            _compare_values(prepared)
+        except PlanError:
+            prepared.output.discard_untouched()
+            raise
+        return _merge(prepared, progress, options)
 
 
 @contextmanager
-def _prepare(recipe: Recipe, out: str | Path | None, options: Options, progress: Progress) -> Iterator[_Prepared]:
+def _prepare(
+    recipe: Recipe, out: str | Path | None, options: Options, progress: Progress, download: bool = False
+) -> Iterator[_Prepared]:
     seed = (recipe.seed or 0) if recipe.order == "shuffle" else None
-    recipe = recipe.drawn()
+    given = recipe = recipe.drawn()
     devices = choose(options.device)
     output = OutputFolder(Path(out) if out is not None else Path(recipe.name), options.overwrite)
     with ExitStack() as stack:
-        opened, problems = _open_all(recipe, progress)
+        pins = pinning.remembered(recipe, output)
+        if pins:
+            progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
+        obstacles = [obstacle] if (obstacle := output.obstacle()) else []
+        if options.push:
+            obstacles += publishing.obstacles(recipe.refs, options.push.by_default(recipe.repo_id))
+        opened, problems = open_all(recipe, pins, progress, download and not obstacles)
+        problems += obstacles
         for checkpoint in opened.values():
             stack.callback(checkpoint.close)
-        if obstacle := output.obstacle():
-            problems.append(obstacle)
         if len(opened) < len(recipe.refs):  # without every header there is nothing to compare
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
         recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
@@ -122,8 +158,14 @@ def _prepare(recipe: Recipe, out: str | Path | None, options: Options, progress:
             options.max_shard_size,
             seed,
             problems,
+            options.stream,
         )
+        if made.streamed:
+            checkpoints = {ref: checkpoint.streamed() for ref, checkpoint in checkpoints.items()}
+            for checkpoint in checkpoints.values():
+                stack.callback(checkpoint.close)
         yield _Prepared(
+            given,
             made,
             checkpoints[recipe.donor],
             [checkpoints[ref] for ref in in_order],
@@ -131,21 +173,6 @@ def _prepare(recipe: Recipe, out: str | Path | None, options: Options, progress:
             devices,
             output,
         )
-
-
-def _open_all(recipe: Recipe, progress: Progress) -> tuple[dict[ModelRef, Checkpoint], list[Problem]]:
-    """Pin and open every model; a model that cannot be opened becomes a problem, so that all are told at once."""
-    progress.stage("reading headers")
-    opened: dict[ModelRef, Checkpoint] = {}
-    problems: list[Problem] = []
-    for ref in recipe.refs:
-        try:
-            opened[ref] = open_checkpoint(hub.pin(ref))
-        except DopkitError as error:
-            first = error.problems[0] if error.problems else Problem("", "")
-            what = ": ".join(part for part in (error.headline, first.place, first.what) if part)
-            problems.append(Problem("", what, first.remedy))
-    return opened, problems
 
 
 def _merged_twice(recipe: Recipe) -> Iterator[Problem]:
@@ -177,7 +204,8 @@ def _look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) ->
 def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
     nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    source = Source(checkpoint.ref, checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes)
+    facts = (checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes, checkpoint.notes)
+    source = Source(checkpoint.ref, *facts, complete=checkpoint.complete, missing=checkpoint.missing)
     return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes))
 
 
@@ -186,12 +214,14 @@ def _room(output: OutputFolder, options: Options) -> Room:
     if options.max_memory is not None:
         memory = min(memory, options.max_memory)
     cache, same = hub.cache_disk(output.free_location())
-    return Room(output.free_bytes(), cache, memory, output.bytes_written(), same)
+    given = options.max_memory is not None
+    return Room(output.free_bytes(), cache, memory, output.bytes_written(), same, given, options.frees)
 
 
 def _fetch(prepared: _Prepared, progress: Progress) -> None:
-    """Download what is not here yet; still nothing is written."""
-    if prepared.plan.download_bytes:
+    """Download what is not here yet; of the output nothing is written but an empty journal."""
+    if prepared.plan.download_bytes and not prepared.plan.streamed:
+        prepared.open_journal().close()  # remembers the commits, should the download break and a branch move
         progress.stage("downloading")
     for checkpoint in dict.fromkeys([prepared.donor, *prepared.models]):
         checkpoint.fetch()
@@ -203,34 +233,42 @@ def _compare_values(prepared: _Prepared) -> None:
         raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
 
 
-def _merge(prepared: _Prepared, progress: Progress) -> Result:
+def _merge(prepared: _Prepared, progress: Progress, options: Options) -> Result:
     before = resident_bytes()
     output, made = prepared.output, prepared.plan
     folder = output.prepare()
     with ExitStack() as stack:
-        journal = Journal(folder, prepared.fingerprint, output.overwrite)
+        journal = prepared.open_journal()
         stack.callback(journal.close)
-        writer = ShardWriter(folder, made.shards, journal)
+        gone = publishing.shipped(options.push, journal, folder) if options.push and options.frees else {}
+        ahead = publishing.Ahead(options.push, made, journal, options.frees) if options.push else None
+        if ahead:
+            stack.callback(ahead.stop)
+        writer = ShardWriter(folder, made.shards, journal, ahead.add if ahead else None, gone)
         stack.callback(writer.close)
         if journal.resumed:
             progress.note(f"continuing: {len(writer.done)} of {len(made.jobs)} tensors are already there")
         progress.stage("merging")
         Engine(made, prepared.donor, prepared.models, writer, prepared.devices, progress).run()
         shards = writer.finish()
+        if ahead:
+            progress.stage("uploading")
+            ahead.finish()  # it reads the files where they are now
         progress.stage("verifying")
-        done = _finish(folder, prepared, journal, shards, before)
+        elsewhere = {*gone, *(ahead.freed if ahead else ())}
+        done = _finish(folder, prepared, journal, shards, before, elsewhere)
         output.publish()
     return Result(output.path, made, done)
 
 
 def _finish(
-    folder: Path, prepared: _Prepared, journal: Journal, shards: list[ShardFile], before: int
+    folder: Path, prepared: _Prepared, journal: Journal, shards: list[ShardFile], before: int, elsewhere: set[str]
 ) -> receipt.Receipt:
     """Side files, verification, receipt, recipe and card: all that stands beside the weights."""
     made, donor = prepared.plan, prepared.donor_model
     backbone = skeleton.backbone_class(donor.config) if made.headless else None
     assembly.write_side_files(folder, made, prepared.donor, backbone)
-    verified = verification.verify(folder, made, donor)
+    verified = verification.verify(folder, made, donor, elsewhere)
     peak = max(peak_resident_bytes(), journal.peak_before)
     measured: dict[str, Any] = {
         "device": prepared.devices.main.type,
@@ -241,18 +279,10 @@ def _finish(
     }
     done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified)
     recipe_yaml = made.recipe.to_yaml(prepared.output.path.absolute())
-    sources = [_source_card(checkpoint) for checkpoint in dict.fromkeys([prepared.donor, *prepared.models])]
+    sources = [card.source_card(checkpoint) for checkpoint in dict.fromkeys([prepared.donor, *prepared.models])]
     write_text(folder / receipt.RECIPE_FILE, recipe_yaml)
     write_text(
-        folder / "README.md", card.render(made, done, sources, backbone or donor.skeleton.class_name, recipe_yaml)
+        folder / card.CARD_FILE, card.render(made, done, sources, backbone or donor.skeleton.class_name, recipe_yaml)
     )
     write_text(folder / RECEIPT, receipt.to_json(done))
     return done
-
-
-def _source_card(checkpoint: Checkpoint) -> card.SourceCard:
-    try:
-        text = checkpoint.side_file("README.md").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        text = None
-    return card.read_source_card(checkpoint.ref.name, text)

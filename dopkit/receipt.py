@@ -11,7 +11,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dopkit import __version__
 from dopkit.errors import OutputError, Problem
@@ -23,6 +25,56 @@ RECIPE_FILE = "dopkit_recipe.yaml"
 _PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "accelerate")
 
 Receipt = dict[str, Any]
+
+
+_Size = Annotated[int, Field(ge=0, lt=1 << 63)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _SourceShape(_Strict):
+    model: str
+    identity: str
+
+
+class _RunShape(_Strict):
+    device: str
+    seconds: Annotated[float, Field(ge=0, lt=1e12)]
+    peak_resident_bytes: _Size
+
+
+class _ShardShape(_Strict):
+    file: str
+    bytes: _Size
+    sha256: str
+
+
+class _StepShape(_Strict):
+    objective_before: float
+    objective_after: float
+
+
+class _TensorShape(_Strict):
+    role: str
+    rule: str
+    device: str
+    seconds: float
+    steps: list[_StepShape] = []
+
+
+class _Shape(_Strict):
+    """What a receipt must hold to be read; what is written besides is for people."""
+
+    base: _SourceShape | None
+    models: list[_SourceShape]
+    run: _RunShape
+    verified: dict[str, str]
+    versions: dict[str, str]
+    max_shard_size: Annotated[int, Field(gt=0)] | None = None
+    shards: list[_ShardShape]
+    tensors: dict[str, _TensorShape]
 
 
 def make(
@@ -45,6 +97,7 @@ def make(
         "run": dict(run),
         "verified": dict(verified),
         "versions": versions(),
+        "max_shard_size": plan.max_shard_size,
         "shards": [{"file": shard.file, "bytes": shard.size, "sha256": shard.sha256} for shard in shards],
         "tensors": {job.name: _tensor(entries[job.name], str(job.role)) for job in plan.jobs},
         "dropped": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in plan.dropped],
@@ -68,12 +121,22 @@ def read(folder: Path) -> Receipt:
     path = folder / RECEIPT
     if not path.is_file():
         raise OutputError(f"{folder} is not a merged model", [Problem("", f"it holds no {RECEIPT}")])
+    return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def parse(text: str, shown: str) -> Receipt:
+    """The text of a receipt as data in which everything that is read stands in its place. Raises OutputError."""
     try:
-        receipt = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise OutputError(f"{path} is damaged: {error}") from None
+        receipt = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise OutputError(f"{shown} is damaged: {error}") from None
     if not isinstance(receipt, dict) or receipt.get("layout") != LAYOUT:
-        raise OutputError(f"{path} was written by another version of dopkit")
+        raise OutputError(f"{shown} was written by another version of dopkit")
+    try:
+        _Shape.model_validate(receipt)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise OutputError(f"{shown} is damaged: {where} is missing or not what it should be") from None
     return receipt
 
 

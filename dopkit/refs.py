@@ -13,6 +13,7 @@ from pathlib import Path
 
 _REPO = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_LONGEST_NAME = 96  # characters of a repository's own name
 _FOLDER_STARTS = ("./", "../", "/", "~")
 # What git forbids in a branch or tag, as far as it could also lead a path astray.
 _NO_REVISION = re.compile(r"[ ~^:?*\[\\]|\.\.|//|^[-./]|[./]$")
@@ -93,6 +94,14 @@ def parse(text: str, root: Path) -> ModelRef:
     if applied.adapter is not None:
         raise ValueError(f"{text!r} names an adapter of an adapter")
     return replace(_parse_repo(base.rstrip()), text=text, adapter=applied)
+
+
+def parse_repo_id(text: str) -> str:
+    """The name of a repository to write to: ``user/name``. Raises ValueError with what is wrong."""
+    ref = None if text.startswith(_FOLDER_STARTS) or "+" in text or "@" in text else _parse_repo(text)
+    if ref is None or ref.repo is None or "/" not in ref.repo or len(ref.repo.split("/")[1]) > _LONGEST_NAME:
+        raise ValueError(f"{text!r} is not the name of a repository to write to (user/name)")
+    return ref.repo
 
 
 def _folder(text: str, root: Path) -> Path:

@@ -44,6 +44,29 @@ def test_a_source_card_that_cannot_be_read_says_nothing(readme: str | None, lice
     assert read_source_card("m", readme).license == licence
 
 
+def test_datasets_and_languages_that_all_sources_share(llama: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    one = read_source_card("a", "---\nlanguage: [en, no, de]\ndatasets: [org/x, org/y]\n---\n")
+    two = read_source_card("b", "---\nlanguage: no\ndatasets: org/y\n---\n")
+    assert (one.languages, two.languages) == (("en", "no", "de"), ("no",))  # Norwegian is no boolean
+    assert (one.datasets, two.datasets) == (("org/x", "org/y"), ("org/y",))
+    result = dopkit.run(make_recipe(llama, ["e0", "e1"]), tmp_path / "out")
+
+    def front(*sources: SourceCard) -> dict[str, object]:
+        text = card.render(result.plan, result.receipt, sources, None, "models: []")
+        return dict(yaml.safe_load(text.split("---\n")[1]))
+
+    assert (front(one, two)["language"], front(one, two)["datasets"]) == (["no"], ["org/y"])
+    assert front(one)["language"] == ["en", "no", "de"]
+    assert not {"language", "datasets"} & front(one, two, SourceCard("c")).keys()
+    assert not {"language", "datasets"} & front().keys()
+
+
+def test_the_snippet_gets_the_address_of_the_repository() -> None:
+    mine = 'I load it with AutoModel.from_pretrained("mine").\n'
+    text = mine + 'model = AutoModel.from_pretrained("x y")  # or the folder or repository it is in\n'
+    assert card.addressed(text, "ann/m") == mine + 'model = AutoModel.from_pretrained("ann/m")\n'
+
+
 def test_the_card_of_a_local_merge(llama: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
     result = dopkit.run(make_recipe(llama, ["e0", "e1"], order="shuffle", seed=1), tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
@@ -51,6 +74,7 @@ def test_the_card_of_a_local_merge(llama: Path, tmp_path: Path, make_recipe: Mak
     assert front == {
         "library_name": "transformers",
         "tags": ["merge", "dopkit"],
+        "dopkit": {"merge_method": "dop"},
         "pipeline_tag": "text-generation",
         "license": "apache-2.0",
     }

@@ -45,4 +45,5 @@ def test_memory_does_not_grow_with_the_number_of_models(tmp_path: Path) -> None:
         peaks.append(int(done.stdout))
     tensor_bytes = 4 * SIDE * SIDE
     assert max(peaks) < 3 * tensor_bytes, peaks
-    assert peaks[1] < peaks[0] + tensor_bytes / 4, peaks
+    # What the allocator keeps varies by some blocks; holding nine more models would add nine tensors.
+    assert peaks[1] < peaks[0] + tensor_bytes, peaks

@@ -156,3 +156,10 @@ def test_a_reference_written_from_elsewhere_means_the_same(text: str, folder: st
     ref = parse(text)
     assert ref.written_from(Path(folder)) == written
     assert refs.parse(written, Path(folder)).key == ref.key
+
+
+def test_the_name_of_a_repository_to_write_to() -> None:
+    assert refs.parse_repo_id("user/name-1.0") == "user/name-1.0"
+    for wrong in ("name", "./name", "user/name@main", "user/name+a/b", "user/a/b", "user/a..b", "", "user/" + 97 * "x"):
+        with pytest.raises(ValueError):
+            refs.parse_repo_id(wrong)

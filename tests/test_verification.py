@@ -84,3 +84,17 @@ def test_custom_code_is_not_run_and_not_claimed(vit: Path, tmp_path: Path, make_
     result = dopkit.run(make_recipe(tmp_path, ["e0"]), tmp_path / "out")
     assert result.receipt["verified"]["loads"].startswith("loading was not checked: ")
     assert (tmp_path / "out" / "modeling.py").exists()
+
+
+def test_a_shard_is_checked_by_itself(llama: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """Before it leaves the disk, when no whole folder is there to look at."""
+    out = tmp_path / "out"
+    plan = dopkit.run(make_recipe(llama, ["e0", "e1"]), out, dopkit.Options(max_shard_size=5000)).plan
+    first, second = (out / shard.file for shard in plan.shards[:2])
+    verification.verify_shard(first, plan)
+    second.rename(first)
+    with pytest.raises(VerificationError, match="is not what was planned"):
+        verification.verify_shard(first, plan)
+    first.write_bytes(b"nonsense")
+    with pytest.raises(VerificationError, match=f"{first.name} cannot be read back"):
+        verification.verify_shard(first, plan)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dopkit.checkpoints.checkpoint import Checkpoint
 from dopkit.checkpoints.folder import open_folder
+from dopkit.checkpoints.pickles import OnlyPickles
 from dopkit.checkpoints.repository import open_repository
 from dopkit.errors import CheckpointError, Problem
 from dopkit.refs import ModelRef
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "OnlyPickles", "open_checkpoint"]
 
 
 def open_checkpoint(ref: ModelRef) -> Checkpoint:

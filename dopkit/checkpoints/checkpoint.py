@@ -6,7 +6,7 @@ Nothing here knows other models, roles or methods.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 class Checkpoint(ABC):
     """An opened model. Opening reads headers, never weights."""
+
+    streams = False  # whether reads come over the network
 
     def __init__(
         self,
@@ -34,6 +36,8 @@ class Checkpoint(ABC):
         self.side_files = side_files  # what belongs beside a merged model, from this one
         # For the receipt: the commit of a Hub repository; of a folder a hash of its headers and of samples.
         self.identity = identity
+        self.notes: tuple[str, ...] = ()  # what the plan should tell its reader about this source
+        self.complete = True  # False offline: side files that the cache lacks are not known
 
     @property
     def state(self) -> str:
@@ -45,8 +49,23 @@ class Checkpoint(ABC):
         """What ``fetch`` still has to download."""
         return 0
 
+    @property
+    def missing(self) -> frozenset[str]:
+        """The weight files that ``fetch`` still has to download."""
+        return frozenset()
+
+    def streamed(self) -> Checkpoint:
+        """The same model with its missing files read over the network, each part when it is needed."""
+        return self
+
     def fetch(self) -> None:  # noqa: B027 - a folder has nothing to fetch
         """Make the weights readable; called once, after the plan is accepted. Raises HubError."""
+
+    def expect(self, reads: Sequence[tuple[str, tuple[int, int] | None]], budget: int) -> None:  # noqa: B027
+        """What is going to be read, in this order, and how many bytes of it may be held in memory ahead of time.
+
+        Other reads, before or in between, work all the same.
+        """
 
     @abstractmethod
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:

@@ -48,6 +48,13 @@ def read_header(path: Path, file: str) -> tuple[bytes, dict[str, TensorSpec]]:
     return raw, parse_header(raw, file, size, str(path))
 
 
+def placed(spec: TensorSpec, rows: tuple[int, int] | None) -> tuple[torch.Tensor, int]:
+    """Memory for the tensor or some of its rows, and where in the file their bytes begin. Raises IndexError."""
+    start, stop = _checked(spec, rows)
+    shape = (stop - start, *spec.shape[1:]) if spec.shape else ()
+    return torch.empty(shape, dtype=torch_dtype(spec.dtype)), spec.offset + start * (spec.nbytes // max(1, spec.rows))
+
+
 class SafetensorsFiles:
     """Safetensors files read by position, each opened when first needed. ``paths``: a spec's file to its place."""
 
@@ -58,11 +65,9 @@ class SafetensorsFiles:
 
     def read(self, spec: TensorSpec, rows: tuple[int, int] | None) -> torch.Tensor:
         """See ``Checkpoint.read``."""
-        start, stop = _checked(spec, rows)
-        shape = (stop - start, *spec.shape[1:]) if spec.shape else ()
-        tensor = torch.empty(shape, dtype=torch_dtype(spec.dtype))
+        tensor, start = placed(spec, rows)
         if tensor.numel():
-            self._fill(spec, bytes_of(tensor), spec.offset + start * (spec.nbytes // spec.rows))
+            self._fill(spec, bytes_of(tensor), start)
         return tensor
 
     def _fill(self, spec: TensorSpec, view: memoryview, start: int) -> None:

@@ -10,7 +10,7 @@ import os
 import click
 
 from dopkit import __version__
-from dopkit.cli import check, init, methods, plan, run, show
+from dopkit.cli import check, init, methods, plan, push, recipes, run, show
 from dopkit.cli.output import show_error
 from dopkit.errors import DopkitError
 
@@ -46,8 +46,9 @@ def main() -> None:
       dopkit init                 write a recipe to start from
       dopkit plan recipe.yaml     see what would happen
       dopkit run recipe.yaml      merge; run again to finish an interrupted merge
+      dopkit push merged user/name   publish the merged folder
     """
 
 
-for _verb in (run.run, plan.plan, check.check, methods.methods, show.show, init.init):
+for _verb in (run.run, push.push, plan.plan, check.check, methods.methods, show.show, recipes.recipes, init.init):
     main.add_command(_verb)

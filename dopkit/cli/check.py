@@ -11,10 +11,13 @@ from dopkit.cli.output import json_option, show_json
 @click.argument("recipe", metavar="RECIPE")
 @json_option
 def check(recipe: str, as_json: bool) -> None:
-    """Check RECIPE alone: spelling, values, method. No network, no model is opened."""
+    """Check RECIPE alone: spelling, values, method. No model is opened, and for a file no network is used.
+
+    RECIPE is a file, or a repository on the Hub that carries one: user/name.
+    """
     from pathlib import Path
 
-    from dopkit.recipe.reading import load_recipe
+    from dopkit.published import load_recipe
 
     loaded = load_recipe(recipe)
     if as_json:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from dopkit.errors import DopkitError
+from dopkit.refs import ModelRef
 from dopkit.units import parse_size
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -41,6 +43,9 @@ class Device(click.ParamType[str]):
         return str(value)
 
 
+_OVERWRITE = "Replace an output folder that dopkit made (and, when pushing, a repository that it did not make)."
+
+
 def merge_options(command: Command) -> Command:
     """The options of ``run`` and ``plan`` that decide how, not what, to merge."""
     for option in reversed(
@@ -51,11 +56,22 @@ def merge_options(command: Command) -> Command:
             click.option(
                 "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest weight file to write."
             ),
-            click.option("--overwrite", is_flag=True, help="Replace an output folder that dopkit made."),
+            click.option("--overwrite", is_flag=True, help=_OVERWRITE),
+            click.option("--stream", is_flag=True, help="Read Hub models while merging, without storing them."),
         )
     ):
         command = option(command)
     return command
+
+
+def cut_as_published(origin: ModelRef | None, how: dict[str, Any]) -> None:
+    """A published merge is made again in files of the size it has, unless another size is asked for."""
+    context = click.get_current_context()
+    if origin is None or context.get_parameter_source("max_shard_size") is not ParameterSource.DEFAULT:
+        return
+    from dopkit import published
+
+    how["max_shard_size"] = published.max_shard_size(origin) or how["max_shard_size"]
 
 
 def json_option(command: Command) -> Command:
@@ -78,7 +94,12 @@ def show_error(error: DopkitError) -> None:
     if context is not None and context.obj == "json":
         show_json({"error": error.headline, "problems": [asdict(problem) for problem in error.problems]})
     else:
-        click.echo(str(error), err=True)
+        click.echo(printable(str(error)), err=True)
+
+
+def printable(text: str) -> str:
+    """Text of others without characters that would steer a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "?" for character in text)
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

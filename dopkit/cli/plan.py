@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dopkit.cli.output import json_option, merge_options, show_json, table
+from dopkit.cli.output import cut_as_published, json_option, merge_options, show_json, table
 from dopkit.units import show_shape, show_size
 
 
@@ -16,11 +16,15 @@ from dopkit.units import show_shape, show_size
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="List every tensor: role, rule, place.")
 def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any) -> None:
-    """Show what merging RECIPE would do and need. Downloads no weights, writes nothing."""
-    from dopkit import pipeline
-    from dopkit.recipe.reading import load_recipe
+    """Show what merging RECIPE (a file, or user/name on the Hub) would do and need.
 
-    loaded = load_recipe(recipe)
+    Downloads no weights, writes nothing.
+    """
+    from dopkit import pipeline, published
+
+    origin = published.pinned(recipe)
+    loaded = published.load_recipe(origin or recipe)
+    cut_as_published(origin, how)
     made = pipeline.plan(loaded, out, pipeline.Options(**how))
     if as_json:
         show_json(as_data(made))
@@ -31,8 +35,9 @@ def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any)
         _tensors(made)
     for note in made.notes:
         click.echo(f"note: {note}")
+    way = "streamed" if made.streamed else "of download"
     click.echo(
-        f"needs {show_size(made.download_bytes)} of download, {show_size(made.output_bytes)} of disk "
+        f"needs {show_size(made.download_bytes)} {way}, {show_size(made.output_bytes)} of disk "
         f"in {len(made.shards)} file{'s' if len(made.shards) > 1 else ''}, "
         f"about {show_size(made.memory_bytes)} of memory beside the program itself"
     )
@@ -93,5 +98,6 @@ def as_data(made: Any) -> dict[str, Any]:
         ],
         "left_out": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in made.dropped],
         "notes": list(made.notes),
+        "streamed": made.streamed,
         "needs": {"download": made.download_bytes, "disk": made.output_bytes, "memory": made.memory_bytes},
     }

@@ -6,32 +6,60 @@ from typing import Any
 
 import click
 
-from dopkit.cli.output import json_option, merge_options, show_json
+from dopkit.cli.output import cut_as_published, json_option, merge_options, printable, show_json
+from dopkit.cli.push import push_options, read_options, refuse_options, report
 
 
 @click.command(short_help="Merge, or finish an interrupted merge.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
+@click.option("--push-to-hub", is_flag=True, help="Publish the merged model on the Hub.")
+@click.option("--repo-id", metavar="USER/NAME", help="Where to publish (default: the recipe's repo_id).")
+@push_options
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
-def run(recipe: str, out: str | None, as_json: bool, quiet: bool, verbose: bool, **how: Any) -> None:
+def run(
+    recipe: str,
+    out: str | None,
+    push_to_hub: bool,
+    repo_id: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **how: Any,
+) -> None:
     """Merge the models of RECIPE; run again to finish an interrupted merge.
 
+    RECIPE is a file, or a repository on the Hub that carries one: user/name makes a published merge again.
     Everything is checked before a weight is downloaded or a file written. The output folder appears when it is
     complete.
     """
-    from dopkit import pipeline
-    from dopkit.cli.progress import watch
-    from dopkit.recipe.reading import load_recipe
+    if push_to_hub:
+        how["push"] = read_options(how, repo_id, how["overwrite"])
+    else:
+        refuse_options(how, repo_id)
+    from dataclasses import asdict
 
-    loaded = load_recipe(recipe)
+    from dopkit import pipeline, published
+    from dopkit.cli.progress import watch
+
+    origin = published.pinned(recipe)
+    loaded = published.load_recipe(origin or recipe)
+    cut_as_published(origin, how)
     with watch(quiet=quiet or as_json, verbose=verbose) as progress:
         result = pipeline.run(loaded, out, pipeline.Options(**how), progress)
     if as_json:
-        show_json({"folder": str(result.folder), "already_there": result.already_there, "receipt": result.receipt})
+        data = {"folder": str(result.folder), "already_there": result.already_there, "receipt": result.receipt}
+        show_json(data | ({"pushed": asdict(result.pushed)} if result.pushed else {}))
     elif not quiet:
         _report(result)
+        if result.pushed:
+            report(result.pushed)
+            if not all((result.folder / shard["file"]).exists() for shard in result.receipt["shards"]):
+                click.echo(f"the weights are on the Hub alone; {result.folder} holds the rest")
+        if origin is not None:
+            click.echo(printable(published.comparison(origin, result.receipt)))
 
 
 def _report(result: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,8 @@ from dopkit.progress import Progress
 from dopkit.writer import ShardWriter
 
 Record = dict[str, Any]
+Rows = tuple[int, int]
+Read = tuple[Checkpoint, str, Rows | None]
 
 
 class Engine:
@@ -53,6 +56,7 @@ class Engine:
         """Merge every tensor. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
         jobs = [job for job in self._plan.jobs if job.name not in self._writer.done]
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(job.effort for job in jobs))
+        announce(self._reads(jobs), self._plan.stream_bytes)
         ahead = ReadAhead(self._requests(jobs), READ_AHEAD_BYTES)
         behind = WriteBehind(WRITE_BEHIND_BYTES)
         try:
@@ -62,6 +66,8 @@ class Engine:
         except BaseException:
             # What was handed over is good and worth keeping; the error in hand is the one to tell.
             _quietly_close(behind)
+            for checkpoint in (self._donor, *self._models):
+                checkpoint.close()  # a read under way must not hold us up
             raise
         else:
             behind.close()
@@ -69,13 +75,18 @@ class Engine:
             ahead.close()
 
     def _requests(self, jobs: Iterable[TensorJob]) -> Iterator[Request]:
+        for checkpoint, name, rows in self._reads(jobs):
+            spec = checkpoint.specs[name]
+            share = 1.0 if rows is None else (rows[1] - rows[0]) / max(1, spec.rows)
+            yield Request(int(spec.nbytes * share), partial(checkpoint.read, name, rows))
+
+    def _reads(self, jobs: Iterable[TensorJob]) -> Iterator[Read]:
+        """All that is read, in order; no rows means the whole tensor."""
         for job in jobs:
             for rows in job.parts():
                 for checkpoint, name in self._inputs(job):
-                    spec = checkpoint.specs[name]
-                    share = (rows[1] - rows[0]) / max(1, spec.rows)
-                    whole = job.part_rows >= spec.rows
-                    yield Request(int(spec.nbytes * share), partial(checkpoint.read, name, None if whole else rows))
+                    whole = job.part_rows >= checkpoint.specs[name].rows
+                    yield checkpoint, name, None if whole else rows
 
     def _inputs(self, job: TensorJob) -> Iterator[tuple[Checkpoint, str]]:
         """What is read for each part of a job, in this order."""
@@ -155,38 +166,70 @@ class Engine:
         return MergeError(f"cannot merge {job.name} ({job.rule.name})", problems)
 
 
+def announce(reads: Iterable[Read], budget: int) -> None:
+    """Tell the models that are streamed what will be read of them, and what each may hold of it ahead of time."""
+    expected: dict[Checkpoint, list[tuple[str, Rows | None]]] = {}
+    for checkpoint, name, rows in reads:
+        if checkpoint.streams:
+            expected.setdefault(checkpoint, []).append((name, rows))
+    for checkpoint, own in expected.items():
+        checkpoint.expect(own, budget // len(expected))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two tensors that must be equal, and what to say if they are not."""
+
+    one: tuple[Checkpoint, str]
+    other: tuple[Checkpoint, str]
+    problem: Problem
+
+    def alike(self) -> bool:
+        """Whether their headers agree."""
+        one, other = (checkpoint.specs[name] for checkpoint, name in (self.one, self.other))
+        return (one.dtype, one.shape) == (other.dtype, other.shape)
+
+    def reads(self) -> Iterator[Read]:
+        """Some rows of the one and the same of the other, by turns."""
+        spec = self.one[0].specs[self.one[1]]
+        step = max(1, BLOCK_ELEMENTS * spec.rows // max(1, spec.numel))
+        for start in range(0, spec.rows, step):
+            rows = (start, min(spec.rows, start + step))
+            yield *self.one, rows
+            yield *self.other, rows
+
+    def equal(self) -> bool:
+        """Bit for bit."""
+        read = (checkpoint.read(name, rows) for checkpoint, name, rows in self.reads())
+        return self.alike() and all(torch.equal(one, next(read)) for one in read)
+
+
 def check_equal(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> list[Problem]:
     """What only values can tell, before anything is written.
 
     Tensors that are no arithmetic (position ids, counters) must be equal in all models, and a tied tensor that is
     stored twice must be equal to its twin.
     """
-    problems = []
+    pairs = list(_pairs(plan, donor, models))
+    announce((read for pair in pairs if pair.alike() for read in pair.reads()), plan.stream_bytes)
+    return [pair.problem for pair in pairs if not pair.equal()]
+
+
+def _pairs(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> Iterator[_Pair]:
     for job in plan.jobs:
         if job.rule is not methods.EQUAL or job.base is None:
             continue
         for checkpoint, name in zip(models, job.names, strict=True):
-            if not _equal(donor, job.base, checkpoint, name):
-                what = f"{name} ({job.dtype}) differs from {donor.ref.short}, and integers cannot be merged"
-                remedy = f"Take the base's with `copy: [{job.canonical}]`."
-                problems.append(Problem(checkpoint.ref.short, what, remedy))
+            what = f"{name} ({job.dtype}) differs from {donor.ref.short}, and integers cannot be merged"
+            remedy = f"Take the base's with `copy: [{job.canonical}]`."
+            yield _Pair((donor, job.base), (checkpoint, name), Problem(checkpoint.ref.short, what, remedy))
     by_ref = {checkpoint.ref: checkpoint for checkpoint in (donor, *models)}
     for dropped in plan.dropped:
-        if dropped.twin and not _equal(by_ref[dropped.ref], dropped.name, by_ref[dropped.ref], dropped.twin):
+        if dropped.twin:
+            own = by_ref[dropped.ref]
             what = f"{dropped.name} should be {dropped.why} by its config, but holds other values"
             remedy = "Set tie_word_embeddings to false in its config.json, if that is what was trained."
-            problems.append(Problem(dropped.ref.short, what, remedy))
-    return problems
-
-
-def _equal(one: Checkpoint, name: str, other: Checkpoint, other_name: str) -> bool:
-    """Bit for bit, some rows at a time."""
-    spec = one.specs[name]
-    if (spec.dtype, spec.shape) != (other.specs[other_name].dtype, other.specs[other_name].shape):
-        return False
-    step = max(1, BLOCK_ELEMENTS * spec.rows // max(1, spec.numel))
-    ranges = [(start, min(spec.rows, start + step)) for start in range(0, spec.rows, step)]
-    return all(torch.equal(one.read(name, rows), other.read(other_name, rows)) for rows in ranges)
+            yield _Pair((own, dropped.name), (own, dropped.twin), Problem(dropped.ref.short, what, remedy))
 
 
 def _recorder(steps: list[Record], job: TensorJob, index: int) -> Any:

@@ -6,6 +6,35 @@ Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode ar
 
 from __future__ import annotations
 
-from dopkit.hub.reading import cache_disk, cached, fetch, files, pin, read_range
+from dopkit.hub.pushing import Push, not_stored, prepare
+from dopkit.hub.ranges import RemoteFile
+from dopkit.hub.reading import Listing, cache_disk, cached, fetch, files, listing, pin, read_range
+from dopkit.hub.remote import Outgoing, Remote, Target, holds, look, require_access
+from dopkit.hub.search import Found, Order, search
+from dopkit.hub.sharing import Shared, share
 
-__all__ = ["cache_disk", "cached", "fetch", "files", "pin", "read_range"]
+__all__ = [
+    "Found",
+    "Listing",
+    "Order",
+    "Outgoing",
+    "Push",
+    "Remote",
+    "RemoteFile",
+    "Shared",
+    "Target",
+    "cache_disk",
+    "cached",
+    "fetch",
+    "files",
+    "holds",
+    "listing",
+    "not_stored",
+    "look",
+    "pin",
+    "prepare",
+    "read_range",
+    "require_access",
+    "search",
+    "share",
+]

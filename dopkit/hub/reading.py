@@ -1,4 +1,4 @@
-"""Reading from the Hub: revisions, file lists, parts of files, files. Part of ``hub``.
+"""Reading from the Hub: revisions, file lists, files, and their first bytes. Part of ``hub``.
 
 Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode are huggingface_hub's own business
 (HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE); no token passes through here.
@@ -7,19 +7,19 @@ Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode ar
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_stream_backoff
+from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from dopkit import __version__
 from dopkit.errors import HubError, Problem
-from dopkit.hub.explain import AGAIN, MISSING, ONLINE, explained
+from dopkit.hub.explain import MISSING, ONLINE, explained
+from dopkit.hub.ranges import RemoteFile
 from dopkit.refs import ModelRef
 
 TIMEOUT = 30.0  # seconds without an answer
-_TRIES = 3  # for a part whose connection breaks in the middle; before that the client tries again by itself
 
 
 def pin(ref: ModelRef) -> ModelRef:
@@ -36,18 +36,29 @@ def pin(ref: ModelRef) -> ModelRef:
     return pinned
 
 
-def files(ref: ModelRef) -> dict[str, int]:
-    """Names and sizes in bytes of the repository's files at a pinned ref; offline, of those in the cache.
+@dataclass(frozen=True)
+class Listing:
+    """What a repository holds at a commit."""
 
-    Raises HubError.
-    """
+    sizes: dict[str, int]  # bytes, by file name
+    repo: str  # what the Hub calls the repository today: another name than the ref's when it was renamed
+    complete: bool = True  # False offline: only what the cache holds
+
+
+def listing(ref: ModelRef) -> Listing:
+    """The repository's files at a pinned ref; offline, those in the cache. Raises HubError."""
     assert ref.repo is not None
     with explained(ref):
         try:
             info = api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
         except OfflineModeIsEnabled:
-            return _cached_files(ref)
-    return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+            return Listing(_cached_files(ref), ref.repo, complete=False)
+    return Listing({sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}, info.id or ref.repo)
+
+
+def files(ref: ModelRef) -> dict[str, int]:
+    """Names and sizes in bytes of the repository's files at a pinned ref; see ``listing``. Raises HubError."""
+    return listing(ref).sizes
 
 
 def fetch(ref: ModelRef, file: str) -> Path:
@@ -73,42 +84,7 @@ def cache_disk(beside: Path) -> tuple[int, bool]:
 
 def read_range(ref: ModelRef, file: str, start: int, stop: int) -> bytes:
     """Bytes ``start`` to ``stop`` (exclusive) of a file, by one ranged request. Raises HubError."""
-    assert ref.repo is not None
-    if stop <= start:
-        return b""
-    if constants.is_offline_mode():
-        raise HubError(f"{ref.short}: {file} {MISSING}", [Problem("", "", ONLINE)])
-    data = None
-    for _ in range(_TRIES):
-        with explained(ref, file):
-            data = _part(ref, file, start, stop)
-        if data is not None:
-            break
-    if data is None or len(data) != stop - start:
-        what = f"asked for {stop - start:,} bytes of {file}, got {len(data or b''):,}"
-        raise HubError(f"{ref.short}: {what}", [Problem("", "", AGAIN)])
-    return data
-
-
-def _part(ref: ModelRef, file: str, start: int, stop: int) -> bytes | None:
-    """The body of one ranged request, None when the connection broke in the middle of it."""
-    assert ref.repo is not None
-    url = hf_hub_url(ref.repo, file, revision=ref.revision)
-    headers = build_hf_headers(library_name="dopkit", library_version=__version__)
-    headers["Range"] = f"bytes={start}-{stop - 1}"
-    with http_stream_backoff("GET", url, headers=headers, timeout=TIMEOUT) as answer:
-        try:
-            if answer.status_code >= 400:
-                answer.read()
-                hf_raise_for_status(answer)
-            if answer.status_code != 206:  # it would send the whole file
-                raise HubError(f"{ref.short}: asked for a part of {file}, the server answered {answer.status_code}")
-            return b"".join(answer.iter_bytes())
-        except HfHubHTTPError:
-            raise
-        except HTTPError:
-            # Must not reach the context manager: it would begin another answer inside this one.
-            return None
+    return RemoteFile(ref, file).read(start, stop)
 
 
 def api() -> HfApi:

@@ -16,7 +16,7 @@ from dopkit.methods import FLOAT32, Rule
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.roles import Role
-from dopkit.specs import DTYPES
+from dopkit.specs import Sized
 
 # Raised whenever the same recipe would give other bytes: an unfinished merge is then not continued.
 ARITHMETIC = 1
@@ -33,19 +33,21 @@ class Source:
     identity: str  # commit, or hash of a folder's headers and samples of its bytes
     state: str  # changes when the weights may have changed
     nbytes: int  # of all its tensors
-    download_bytes: int
+    download_bytes: int  # of what is not here: whole files, or what a streamed merge reads
     notes: tuple[str, ...] = ()  # of whoever opened it, for the reader of the plan
+    complete: bool = True  # False offline: files that the cache lacks are not known
+    missing: frozenset[str] = frozenset()  # the weight files that are not here
 
 
 @dataclass(frozen=True)
-class TensorJob:
+class TensorJob(Sized):
     """One output tensor: what it is, what is done, and where the inputs are."""
 
     name: str  # as written: the donor's own spelling
     canonical: str
     role: Role
     rule: Rule
-    dtype: str  # as written, a key of specs.DTYPES
+    dtype: str  # as written
     shape: tuple[int, ...]
     names: tuple[str, ...]  # in each model's spelling, in merge order; () for a copy
     base: str | None  # in the donor's spelling, when the rule reads it
@@ -53,30 +55,20 @@ class TensorJob:
     @property
     def part_rows(self) -> int:
         """How many rows of the first axis are merged at a time."""
-        rows = self.shape[0] if self.shape else 1
         if self.rule.elementwise:
-            per_row = max(1, self.numel // max(1, rows))
-            return max(1, min(rows, BLOCK_ELEMENTS // per_row))
-        return 1 if self.slices else rows
+            per_row = max(1, self.numel // max(1, self.rows))
+            return max(1, min(self.rows, BLOCK_ELEMENTS // per_row))
+        return 1 if self.slices else self.rows
 
     @property
     def slices(self) -> bool:
         """Whether each slice along the first axis is a matrix of its own (fused experts)."""
         return not self.rule.elementwise and len(self.shape) > 2
 
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.numel * DTYPES[self.dtype].size
-
     def parts(self) -> Iterator[tuple[int, int]]:
         """The row ranges to merge one after another; an empty tensor has none."""
-        rows = self.shape[0] if self.shape else 1
-        for start in range(0, rows if self.numel else 0, self.part_rows):
-            yield start, min(rows, start + self.part_rows)
+        for start in range(0, self.rows if self.numel else 0, self.part_rows):
+            yield start, min(self.rows, start + self.part_rows)
 
     @property
     def part_shape(self) -> tuple[int, ...]:
@@ -121,6 +113,7 @@ class Plan:
     notes: tuple[str, ...]
     max_shard_size: int
     memory_bytes: int
+    stream_bytes: int = 0  # held ahead in memory when what is not here is streamed; 0 when it is downloaded
 
     @property
     def output_bytes(self) -> int:
@@ -129,6 +122,11 @@ class Plan:
     @property
     def download_bytes(self) -> int:
         return sum({source.ref.key: source.download_bytes for source in (self.donor, *self.models)}.values())
+
+    @property
+    def streamed(self) -> bool:
+        """Whether what is not here is read over the network while it is merged, and never stored."""
+        return self.stream_bytes > 0
 
     @property
     def headless(self) -> bool:

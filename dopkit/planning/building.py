@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from dopkit import layout, methods
 from dopkit.errors import PlanError, Problem, count
-from dopkit.planning import Dropped, Plan, TensorJob, matching
+from dopkit.planning import Dropped, Plan, TensorJob, matching, streaming
 from dopkit.planning.matching import Model
 from dopkit.recipe import Recipe
 from dopkit.roles import Role
@@ -35,6 +35,8 @@ class Room:
     memory: int
     written: int = 0
     shared_disk: bool = False  # output and download cache lie on one disk
+    memory_given: bool = False  # the memory is what the user allows, so all of it may be used
+    shards_leave: bool = False  # a finished shard is uploaded and removed while the next one is made
 
 
 @dataclass
@@ -58,10 +60,12 @@ def build(
     max_shard_size: int,
     seed: int | None = None,
     problems: Sequence[Problem] = (),
+    stream: bool = False,
 ) -> Plan:
     """Make the plan of a pinned recipe whose models stand in merge order.
 
-    ``problems`` are those found while opening. Raises PlanError with all of them and all found here.
+    ``problems`` are those found while opening; ``stream`` asks that nothing be downloaded. Raises PlanError with all
+    of them and all found here.
     """
     work = _Building(recipe, donor, models, problems=list(problems))
     for model in {model.source.ref.key: model for model in (donor, *models)}.values():
@@ -69,6 +73,9 @@ def build(
         work.notes += model.source.notes
         if model.skeleton.fallback:
             work.notes.append(f"{model.source.ref.short}: roles are guessed from names ({model.skeleton.fallback})")
+    if not donor.source.complete:
+        what = "offline, so tokenizer and other side files that are not in the cache are left out"
+        work.notes.append(f"{donor.source.ref.short}: {what}")
     if not work.problems:
         _match(work)
     if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
@@ -88,6 +95,9 @@ def build(
         max_shard_size=max_shard_size,
         memory_bytes=max((job.working_bytes for job in ordered), default=0) + _AROUND_A_JOB,
     )
+    cache_disk = room.disk - plan.output_bytes + room.written if room.shared_disk else room.cache_disk
+    stream_room = streaming.StreamRoom(cache_disk, room.memory, room.memory_given)
+    plan = streaming.decide(plan, (donor, *models), stream_room, stream)
     work.problems += _room_problems(plan, room)
     if not work.problems and not plan.jobs:
         work.problems.append(Problem("", "there is nothing to merge: the base holds no tensors"))
@@ -182,8 +192,9 @@ def _place(donor: Model, job: TensorJob) -> tuple[str, int]:
 
 def _room_problems(plan: Plan, room: Room) -> list[Problem]:
     problems = []
-    output = plan.output_bytes - room.written
-    download = plan.download_bytes
+    largest_two = sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
+    output = (largest_two if room.shards_leave else plan.output_bytes) - room.written
+    download = 0 if plan.streamed else plan.download_bytes
     if room.shared_disk:
         output, download = output + download, 0
     if output > room.disk:

@@ -46,6 +46,8 @@ class Recipe(_Frozen):
     # Name patterns of tensors that are taken from the base; what the models hold there is left unread.
     # The YAML key is `copy`; pydantic models have a method of that name.
     copied: tuple[str, ...] = ()
+    # Where the result is published when asked to. No part of what is merged, so it is not written with it.
+    repo_id: str | None = None
 
     @property
     def method(self) -> methods.Method:

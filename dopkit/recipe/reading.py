@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from dopkit import methods, refs
@@ -69,6 +69,7 @@ class _File(BaseModel):
     seed: int | None = Field(None, ge=0)
     heads: Literal["base", "drop"] | None = None
     copied: Annotated[list[str], BeforeValidator(_list)] = Field(default_factory=list, alias="copy")
+    repo_id: Annotated[str, AfterValidator(refs.parse_repo_id)] | None = None
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -137,7 +138,7 @@ class _Reading:
             models=tuple(ModelEntry(model=ref, parameters=own) for _, ref, own in entries),
             parameters=parameters,
             copied=tuple(file.copied),
-            **{key: getattr(file, key) for key in ("dtype", "out_dtype", "order", "seed", "heads")},
+            **{key: getattr(file, key) for key in ("dtype", "out_dtype", "order", "seed", "heads", "repo_id")},
         )
 
     def _file(self) -> _File | None:

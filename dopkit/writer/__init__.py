@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dopkit.writer.folder import RECEIPT, OutputFolder
-from dopkit.writer.journal import Journal
+from dopkit.writer.journal import Journal, read_journal
 from dopkit.writer.shards import ShardFile, ShardWriter, write_text
 
-__all__ = ["RECEIPT", "Journal", "OutputFolder", "ShardFile", "ShardWriter", "write_text"]
+__all__ = ["RECEIPT", "Journal", "OutputFolder", "ShardFile", "ShardWriter", "read_journal", "write_text"]

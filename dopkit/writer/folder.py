@@ -42,16 +42,19 @@ class OutputFolder:
             return Problem(str(parent), "cannot be written to", "Choose another folder with -o.")
         return None
 
-    def finished(self, fingerprint: str) -> bool:
-        """Whether the folder already is this very merge. Raises OutputError when it is another one."""
+    def finished(self, fingerprint: str, weights: bool = True) -> bool:
+        """Whether the folder already is this very merge, with its ``weights`` if they are asked for.
+
+        They may be on the Hub alone. Raises OutputError when it is another merge.
+        """
         if not (self.path / RECEIPT).is_file() or self.overwrite:
             return False
         try:
-            found = json.loads((self.path / RECEIPT).read_text(encoding="utf-8")).get("fingerprint")
+            found = json.loads((self.path / RECEIPT).read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if found == fingerprint:
-            return True
+            found = {}
+        if found.get("fingerprint") == fingerprint:
+            return not weights or all((self.path / shard["file"]).is_file() for shard in found.get("shards", []))
         what = "holds another merge (another recipe, or sources that changed since)"
         remedy = "Choose another folder with -o, or replace it with --overwrite."
         raise OutputError("the output folder is in the way", [Problem(str(self.path), what, remedy)])
@@ -69,6 +72,12 @@ class OutputFolder:
         except OSError as error:
             raise OutputError(f"cannot make {self.partial}: {error.strerror}") from error
         return self.partial
+
+    def discard_untouched(self) -> None:
+        """Remove the working folder if it holds a journal alone, and that names no finished tensor."""
+        names = {path.name for path in self.partial.iterdir()} if self.partial.is_dir() else set()
+        if JOURNAL in names <= {JOURNAL, LOCK} and b'"name"' not in (self.partial / JOURNAL).read_bytes():
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def publish(self) -> None:
         """The working folder, complete, becomes the output folder; what it replaces goes last."""

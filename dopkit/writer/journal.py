@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,29 @@ Entry = dict[str, Any]
 class Journal:
     """The journal of one working folder, opened for one plan.
 
-    Raises OutputError when another process writes there, or the folder belongs to another plan.
+    ``facts`` stand beside the fingerprint in the first line. Raises OutputError when another process writes there, or
+    the folder holds finished tensors of another plan.
     """
 
-    def __init__(self, folder: Path, fingerprint: str, overwrite: bool) -> None:
+    def __init__(self, folder: Path, fingerprint: str, overwrite: bool, facts: Mapping[str, Any] | None = None) -> None:
         self._lock = FileLock(folder / LOCK)
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise OutputError(f"another dopkit is writing to {folder}") from None
         self._path = folder / JOURNAL
-        lines = _lines(self._path)
-        if lines and lines[0].get("fingerprint") != fingerprint and not overwrite:
+        lines = read_journal(folder)
+        other = bool(lines) and lines[0].get("fingerprint") != fingerprint
+        if other and not overwrite and any("name" in line for line in lines):
             self._lock.release()
             raise OutputError("the output folder is in the way", [Problem(str(folder), _OTHER, _REMEDY)])
-        if lines and lines[0].get("fingerprint") != fingerprint:
+        if other:
             for path in folder.iterdir():
                 if path.name != LOCK:
                     path.unlink()
             lines = []
         self.entries: dict[str, Entry] = {line["name"]: line for line in lines if "name" in line}
+        self.shipped = [line for line in lines if "shipped" in line]  # shards that have left the disk
         self.seconds_before = _seconds(lines)
         self.peak_before = max((line.get("peak", 0) for line in lines), default=0)
         self.resumed = bool(self.entries)
@@ -49,7 +53,7 @@ class Journal:
         self._started = time.monotonic()
         # A line cut short must not swallow the next one.
         os.write(self._handle, b"\n" if lines else b"")
-        self.append({"fingerprint": fingerprint})
+        self.append({"fingerprint": fingerprint, **(facts or {})})
 
     def append(self, entry: Entry) -> None:
         """Write one line, stamped with the seconds since this session began."""
@@ -73,7 +77,9 @@ _OTHER = "holds an unfinished merge of another recipe, other sources or another 
 _REMEDY = "Finish that one first, or throw it away with --overwrite."
 
 
-def _lines(path: Path) -> list[Entry]:
+def read_journal(folder: Path) -> list[Entry]:
+    """The lines of the journal in a working folder that were written whole; none if there is no journal."""
+    path = folder / JOURNAL
     if not path.exists():
         return []
     result = []

@@ -9,7 +9,7 @@ import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,18 @@ class ShardWriter:
     """Writes the tensors of a plan's shards into a working folder.
 
     A tensor's bytes come in order through ``write``; ``complete`` journals it. ``done`` names those that an earlier
-    run completed and whose bytes are still good.
+    run completed and whose bytes are still good. A shard is finished as soon as its last tensor is; ``on_shard`` is
+    told of each, at once for those that an earlier run left complete. Shards ``elsewhere`` have left the disk.
     """
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], journal: Journal) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        shards: Sequence[Shard],
+        journal: Journal,
+        on_shard: Callable[[ShardFile, Path], None] | None = None,
+        elsewhere: Mapping[str, ShardFile] | None = None,
+    ) -> None:
         self._folder = folder
         self._shards = shards
         self._journal = journal
@@ -48,11 +56,20 @@ class ShardWriter:
             for tensor in shard.tensors
         }
         self._crc = 0
+        gone = elsewhere or {}
+        self._on_shard = on_shard
+        self._finished = {file: gone[file.shard.file] for file in self._files if file.shard.file in gone}
         self.done = {name for name in self._place if self._still_good(name)}
+        self._missing = {file: {tensor.name for tensor in file.shard.tensors} - self.done for file in self._files}
+        for file, missing in self._missing.items():
+            if not missing and file not in self._finished:
+                self._finish(file)
 
     def _still_good(self, name: str) -> bool:
         entry = self._journal.entries.get(name)
         shard, tensor = self._place[name]
+        if shard in self._finished:
+            return True
         return entry is not None and shard.check(tensor, int(entry["crc"]))
 
     def write(self, name: str, position: int, data: memoryview) -> None:
@@ -69,17 +86,25 @@ class ShardWriter:
 
     def complete(self, name: str, record: dict[str, Any]) -> None:
         """All bytes of this tensor are written: journal it with what the receipt will say."""
-        crc = self._crc if self._place[name][1].nbytes else 0
+        shard, tensor = self._place[name]
+        crc = self._crc if tensor.nbytes else 0
         self._journal.append({"name": name, "crc": crc, **record})
         self.done.add(name)
+        self._missing[shard].discard(name)
+        if not self._missing[shard]:
+            self._finish(shard)
+
+    def _finish(self, shard: _OpenShard) -> None:
+        self._finished[shard] = shard.finish()
+        if self._on_shard is not None:
+            self._on_shard(self._finished[shard], shard.path)
 
     def finish(self) -> list[ShardFile]:
-        """Close the shards and write the index. Call when every tensor is complete."""
+        """Write the index. Call when every tensor is complete."""
         assert self.done == self._place.keys(), "finish() before every tensor is complete"
-        finished = [shard.finish() for shard in self._files]
         if index := index_json(self._shards):
             write_text(self._folder / INDEX_FILE, index)
-        return finished
+        return [self._finished[shard] for shard in self._files]
 
     def close(self) -> None:
         """Let go of the files; what is journaled stays for the next run."""
@@ -91,15 +116,15 @@ class _OpenShard:
     """One shard file. Its hash follows the writing as long as that goes from front to back."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
-        self._path = folder / shard.file
-        self._shard = shard
+        self.path = folder / shard.file
+        self.shard = shard
         self._handle: int | None = None
         self._hash = hashlib.sha256(shard.header)
         self._hashed = len(shard.header)  # bytes from the front that are in the hash
 
     def check(self, tensor: Placed, crc: int) -> bool:
         """Whether the bytes that an earlier run wrote for a tensor are all there."""
-        if not self._path.exists() or self._path.stat().st_size != self._shard.size:
+        if not self.path.exists() or self.path.stat().st_size != self.shard.size:
             return False
         in_order = self._hashed == tensor.offset
         trial, found = self._hash.copy(), 0
@@ -122,11 +147,11 @@ class _OpenShard:
 
     def finish(self) -> ShardFile:
         handle = self._open()  # a shard of empty tensors was never written to
-        os.pwrite(handle, self._shard.header, 0)
-        for chunk in self._chunks(self._hashed, self._shard.size):
+        os.pwrite(handle, self.shard.header, 0)
+        for chunk in self._chunks(self._hashed, self.shard.size):
             self._hash.update(chunk)
         self.close()
-        return ShardFile(self._shard.file, self._shard.size, self._hash.hexdigest())
+        return ShardFile(self.shard.file, self.shard.size, self._hash.hexdigest())
 
     def close(self) -> None:
         if self._handle is not None:
@@ -136,15 +161,15 @@ class _OpenShard:
     def _open(self) -> int:
         """The file, made at its full size at the first write: a full disk shows before the work, not after."""
         if self._handle is None:
-            self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-            _allocate(self._handle, self._shard.size)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            _allocate(self._handle, self.shard.size)
         return self._handle
 
     def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
         handle = self._open()
         while start < stop:
             chunk = os.pread(handle, min(_CHUNK, stop - start), start)
-            assert chunk, f"{self._path} is shorter than it was made"
+            assert chunk, f"{self.path} is shorter than it was made"
             yield chunk
             start += len(chunk)
 

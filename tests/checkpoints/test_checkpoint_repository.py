@@ -16,6 +16,7 @@ from dopkit import hub, refs
 from dopkit.checkpoints import Checkpoint, open_checkpoint
 from dopkit.checkpoints.repository import _FIRST_READ
 from dopkit.errors import CheckpointError, HubError
+from dopkit.units import show_size
 
 LARGE = {"a": torch.arange(60_000.0).reshape(100, 600), "b": torch.ones(7, dtype=torch.bfloat16)}  # 240 kB
 
@@ -177,11 +178,12 @@ def test_an_index_that_leads_astray_is_refused(server: TestHub) -> None:
 def test_a_pickle_can_be_checked_only_when_it_is_there(server: TestHub, tmp_path: Path) -> None:
     torch.save({"a": torch.arange(4.0)}, tmp_path / "x.bin")
     commit = server.create_repo("user/model", {"pytorch_model.bin": (tmp_path / "x.bin").read_bytes()})
-    what = "pytorch_model.bin is a pickle: it has no header, so nothing can be checked before it is downloaded"
+    what = "of .bin files have no headers and must be downloaded before it can be planned"
+    size = show_size((tmp_path / "x.bin").stat().st_size)
     assert refusal("user/model") == [
         f"user/model@{commit[:7]} has no safetensors",
-        f"  {what}",
-        f"    `hf download user/model --revision {commit}` first.",
+        f"  its {size} {what}",
+        f"    `dopkit run` downloads them, and so does `hf download user/model --revision {commit}`.",
     ]
     assert weight_bytes(server) == 0
     hub.fetch(hub.pin(refs.parse("user/model", Path())), "pytorch_model.bin")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
@@ -121,7 +122,8 @@ def patch_copies(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> 
     monkeypatch.setattr(_cache_manager, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(_cache_assets, "HF_ASSETS_CACHE", str(home / "assets"))
     monkeypatch.setattr(_git_credential, "ENDPOINT", endpoint)
-    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    bars = import_module("huggingface_hub.utils.tqdm")  # the name in the package is the class
+    monkeypatch.setattr(bars, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     modules = str(home / "modules")
     for module, name, value in (
         ("huggingface_hub.cli.auth", "ENDPOINT", endpoint),

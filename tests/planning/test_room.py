@@ -31,6 +31,16 @@ def test_enough(plan: dopkit.Plan) -> None:
     assert messages(plan, Room(disk=GB, cache_disk=GB, memory=GB)) == []
 
 
+def test_shards_that_leave_need_the_room_of_two(llama: Path) -> None:
+    recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: dop\nmodels: [./e0]", folder=llama)
+    plan = dopkit.plan(recipe, options=dopkit.Options(max_shard_size=5000))
+    two = sum(sorted(shard.size for shard in plan.shards)[-2:])
+    assert two < plan.output_bytes
+    assert len(messages(plan, Room(disk=two, cache_disk=GB, memory=GB))) == 1
+    assert messages(plan, Room(disk=two, cache_disk=GB, memory=GB, shards_leave=True)) == []
+    assert len(messages(plan, Room(disk=two - 1, cache_disk=GB, memory=GB, shards_leave=True))) == 1
+
+
 def test_each_shortage_has_its_numbers(plan: dopkit.Plan) -> None:
     found = messages(plan, Room(disk=10_000, cache_disk=10_000, memory=1_000_000))
     assert found[0].startswith("too little disk space for the output: ") and found[0].endswith(", 10 kB there")

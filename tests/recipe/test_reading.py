@@ -13,7 +13,7 @@ from dopkit.errors import RecipeError
 from dopkit.recipe.reading import load_recipe, parse_recipe
 
 GOOD = "base_model: u/base\nmerge_method: dop\nmodels:\n  - u/a\n  - u/b\n"  # five lines
-KEYS = "base_model, merge_method, models, parameters, dtype, out_dtype, order, seed, heads, copy"
+KEYS = "base_model, merge_method, models, parameters, dtype, out_dtype, order, seed, heads, copy, repo_id"
 EXACT = "solver: exact solves in closed form for a fixed alpha"
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dopkit import layout
 from dopkit.errors import OutputError
-from dopkit.writer import Journal, OutputFolder, ShardWriter
+from dopkit.writer import Journal, OutputFolder, ShardFile, ShardWriter
 from dopkit.writer.folder import RECEIPT
 
 TENSORS = {
@@ -81,6 +81,31 @@ def test_a_second_run_takes_over_what_is_good(tmp_path: Path) -> None:
     journal.close()
     assert shard.sha256 == hashlib.sha256((tmp_path / shard.file).read_bytes()).hexdigest()
     assert torch.equal(load_file(tmp_path / shard.file)["b"], TENSORS["b"])
+
+
+def test_a_shard_is_finished_with_its_last_tensor(tmp_path: Path) -> None:
+    """Whoever is told of it finds the whole file; a shard that has left the disk is not asked for again."""
+    told: list[ShardFile] = []
+
+    def take(shard: ShardFile, path: Path) -> None:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == shard.sha256
+        told.append(shard)
+        path.unlink()
+
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(24), journal, take)
+    write(writer, "a")
+    assert [shard.file for shard in told] == [shards(24)[0].file]
+    writer.close()
+    journal.close()
+
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(24), journal, take, {told[0].file: told[0]})
+    assert writer.done == {"a"}
+    for name in ("b", "c", "empty"):
+        write(writer, name)
+    assert writer.finish() == told and len(told) == len(shards(24))
+    journal.close()
 
 
 def test_finish_insists_on_every_tensor(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Whether the weights that are not here are downloaded or streamed, and what streaming needs. Pure functions.
+
+Streamed weights are read over the network while they are merged, and never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from dopkit.planning import Plan, Source
+from dopkit.planning.matching import Model
+from dopkit.units import show_size
+
+# Bytes held ahead of their turn: by itself, when memory is short, and at most when the user says how much to use.
+# The more, the fewer requests.
+STREAM_BYTES = 72_000_000
+LEAST_STREAM_BYTES = 16_000_000
+MOST_STREAM_BYTES = 2_000_000_000
+STREAM_OVERHEAD_BYTES = 20_000_000  # of threads and connections; measured
+
+
+@dataclass(frozen=True)
+class StreamRoom:
+    """What decides about streaming, in bytes."""
+
+    disk: int  # for downloads
+    memory: int
+    memory_given: bool  # by the user
+
+
+def decide(plan: Plan, models: Iterable[Model], room: StreamRoom, wanted: bool) -> Plan:
+    """The plan, streamed if that is ``wanted`` or if its downloads do not fit on the disk.
+
+    Of a streamed source only those tensors are fetched that are read, and they need no disk.
+    """
+    by_key = {model.source.ref.key: model for model in models}
+    if not any(model.source.missing for model in by_key.values()):
+        return plan  # nothing to download
+    notes = plan.notes
+    if not wanted:
+        if plan.download_bytes <= room.disk:
+            return plan
+        what = f"{show_size(plan.download_bytes)} of downloads do not fit where there is {show_size(max(0, room.disk))}"
+        notes = (*notes, f"{what}, so the weights are streamed")
+    pickled = [model for model in by_key.values() if model.source.ref.repo and _is_pickled(model)]
+    kept = ".bin files cannot be streamed, so they stay in the cache"
+    notes += tuple(f"{model.source.ref.short}: {kept}" for model in pickled)
+    needed = {key: _needed(plan, model) for key, model in by_key.items()}
+
+    def streamed(source: Source) -> Source:
+        return replace(source, download_bytes=needed[source.ref.key])
+
+    stream_bytes = _held_ahead(plan, room)
+    return replace(
+        plan,
+        stream_bytes=stream_bytes,
+        donor=streamed(plan.donor),
+        models=tuple(map(streamed, plan.models)),
+        notes=notes,
+        memory_bytes=plan.memory_bytes + stream_bytes + STREAM_OVERHEAD_BYTES,
+    )
+
+
+def _held_ahead(plan: Plan, room: StreamRoom) -> int:
+    spare = room.memory - plan.memory_bytes - STREAM_OVERHEAD_BYTES
+    most = MOST_STREAM_BYTES if room.memory_given else STREAM_BYTES
+    return max(LEAST_STREAM_BYTES, min(most, spare))
+
+
+def _is_pickled(model: Model) -> bool:
+    return any(spec.offset < 0 for spec in model.specs.values())
+
+
+def _needed(plan: Plan, model: Model) -> int:
+    """Bytes of the tensors that are read of a model and are not here."""
+    specs = [model.specs[name] for name in set(_names_read(plan, model))]
+    return sum(spec.nbytes for spec in specs if spec.file in model.source.missing)
+
+
+def _names_read(plan: Plan, model: Model) -> Iterator[str]:
+    key = model.source.ref.key
+    for job in plan.jobs:
+        if job.base is not None and plan.donor.ref.key == key:
+            yield job.base
+        for source, name in zip(plan.models, job.names, strict=False):  # a copy has no names
+            if source.ref.key == key:
+                yield name
+    for dropped in plan.dropped:  # compared with their twins
+        if dropped.twin is not None and dropped.ref.key == key:
+            yield from (dropped.name, dropped.twin)
