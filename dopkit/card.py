@@ -186,11 +186,8 @@ def _measured(plan: Plan, done: Receipt) -> str:
     left = len({(one.ref, one.name) for one in plan.dropped})
     if left:
         lines.append(f"- {left} input tensors left out; `dopkit_receipt.json` names each with the reason")
-    if total := receipt.objective(done):
-        lines.append(
-            f"- DOP's objective over {total['matrices']} matrices, summed over the steps: "
-            f"{total['before']:.4g} at the mean of each pair, {total['after']:.4g} after"
-        )
+    if objective := receipt.objective(done):
+        lines.append(f"- {objective}")
     lines.append(
         f"- {show_seconds(run['seconds'])} on {run['device']}, peak memory {show_size(run['peak_resident_bytes'])}"
     )

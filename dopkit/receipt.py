@@ -145,14 +145,15 @@ def to_json(receipt: Receipt) -> str:
     return json.dumps(receipt, indent=1, ensure_ascii=False) + "\n"
 
 
-def objective(receipt: Receipt) -> dict[str, Any] | None:
-    """DOP's objective over all matrices and steps, before and after; None when no matrix was solved for."""
-    steps = [step for tensor in receipt["tensors"].values() for step in tensor.get("steps", [])]
+def objective(receipt: Receipt) -> str | None:
+    """What became of DOP's objective over all matrices and steps, as a clause; None when no matrix was solved for."""
+    solved = [tensor["steps"] for tensor in receipt["tensors"].values() if "steps" in tensor]
+    steps = [step for each in solved for step in each if "objective_before" in step]
     if not steps:
         return None
-    matrices = sum(1 for tensor in receipt["tensors"].values() if tensor.get("steps"))
-    before = sum(step["objective_before"] for step in steps)
-    return {"matrices": matrices, "before": before, "after": sum(step["objective_after"] for step in steps)}
+    before, after = (sum(step[f"objective_{when}"] for step in steps) for when in ("before", "after"))
+    share = f"{after / before:.1%} of" if before else "no more than"
+    return f"DOP's objective over {len(solved)} matrices: {share} what it is at the mean of each pair"
 
 
 def _source(source: Any) -> dict[str, Any]:

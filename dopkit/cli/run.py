@@ -72,10 +72,8 @@ def _report(result: Any) -> None:
     measured = result.receipt["run"]
     rules = ", ".join(f"{tensors} {rule}" for rule, (tensors, _) in result.plan.rules().items())
     click.echo(f"merged {len(result.plan.jobs)} tensors ({rules}) into {result.folder}")
-    if total := receipt.objective(result.receipt):
-        click.echo(
-            f"objective over {total['matrices']} matrices: {total['before']:.4g} before, {total['after']:.4g} after"
-        )
+    if objective := receipt.objective(result.receipt):
+        click.echo(objective)
     size, peak = show_size(result.plan.output_bytes), show_size(measured["peak_resident_bytes"])
     click.echo(f"{size} in {show_seconds(measured['seconds'])}, peak memory {peak}")
     click.echo(f"verified: {'; '.join(result.receipt['verified'].values())}")

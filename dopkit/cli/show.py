@@ -73,6 +73,6 @@ def _run(done: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version}" for name, version in done["versions"].items() if name != "platform")
     _say(f"made on {run['device']} in {show_seconds(run['seconds'])}, peak memory "
                f"{show_size(run['peak_resident_bytes'])}, with {versions}")  # fmt: skip
-    if total := objective(done):
-        _say(f"objective over {total['matrices']} matrices: {total['before']:.4g} before, {total['after']:.4g} after")
+    if clause := objective(done):
+        _say(clause)
     _say(f"verified: {'; '.join(done['verified'].values())}\n")

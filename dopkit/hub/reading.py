@@ -29,8 +29,10 @@ def pin(ref: ModelRef) -> ModelRef:
     """
     if ref.repo is None or ref.pinned:
         return ref
+    offline = constants.is_offline_mode()  # told so, the client does not warn that it is
     with explained(ref):
-        pinned = ref.at(str(api().resolve_revision(ref.repo, revision=ref.revision).resolved))
+        found = api().resolve_revision(ref.repo, revision=ref.revision, local_files_only=offline)
+        pinned = ref.at(str(found.resolved))
     if not pinned.pinned:
         raise HubError(f"{ref.short}: the server gave {pinned.revision!r} as its commit")
     return pinned

@@ -62,7 +62,7 @@ def push(
     sending = hub.Push(target, remote)
     weights = [file for file in outgoing if _is_weight(file.name) and not file.name.endswith(".json")]
     for number, file in enumerate(weights, start=1):
-        if file.source is not None:
+        if file.source is not None and not file.is_at(remote):
             progress.stage(f"uploading {file.name}, {show_size(file.size)} ({number} of {len(weights)})")
         sending.send([file])
     progress.stage("publishing")

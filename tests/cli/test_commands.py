@@ -38,7 +38,7 @@ def test_run_names_the_folder_after_the_recipe(recipe: Path) -> None:
     ]  # fmt: skip
     lines = result.stdout.splitlines()
     assert lines[0] == "merged 21 tensors (6 mean, 15 dop exact) into trio"
-    assert lines[1].startswith("objective over 15 matrices: ")
+    assert lines[1].startswith("DOP's objective over 15 matrices: ")
     assert lines[-1] == (
         "verified: all 21 tensors are there in the planned shape; every value is finite; "
         "loads as LlamaForCausalLM with no missing or unexpected key"
