@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import tiny
-from hubserver import TestHub, connect
+from hubserver import TestHub, connect, hub_environment
 
 import dopkit
 from dopkit.errors import PlanError
@@ -154,3 +158,26 @@ def test_public_names_are_there() -> None:
     assert (Path(dopkit.__file__).parent / "py.typed").exists()
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = dopkit.nonsense
+
+
+@pytest.mark.slow
+def test_killed_while_downloading_it_continues(hub: TestHub, tmp_path: Path, llama: Path) -> None:
+    """SIGKILL in the middle of a download; the branch moves; the same command ends with what it began with."""
+    recipe = tmp_path / "trio.yaml"
+    recipe.write_text(RECIPE)
+    command = [sys.executable, "-m", "dopkit", "run", str(recipe), "-o", str(tmp_path / "out")]
+    environment = hub_environment(hub, tmp_path / "cache")
+    weights, headers = r"GET .*filename=model-0000\d-of", 3 * 2
+    hub.slow(weights, 60, times=None, skip=headers + 1)  # after one whole file
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while child.poll() is None and len(hub.requests(weights)) < headers + 2:
+        time.sleep(0.05)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    hub.clear_faults()
+    hub.upload("org/e0", {"model.safetensors.index.json": b"{}"})
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    local = RECIPE.replace("org/", "./").replace("@main", "").replace("@v1", "")
+    dopkit.run(dopkit.parse_recipe(local, folder=llama), tmp_path / "local")
+    assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "local")
