@@ -23,10 +23,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from dopkit.errors import DopkitError
+    from dopkit.hub_recipes import load_recipe
     from dopkit.pipeline import Options, Result, plan, run
     from dopkit.planning import Plan
     from dopkit.progress import Progress
-    from dopkit.published import load_recipe
     from dopkit.publishing import Pushed, PushOptions, push
     from dopkit.recipe import Recipe
     from dopkit.recipe.reading import parse_recipe
@@ -57,7 +57,7 @@ _HOMES = {
     "Pushed": "publishing",
     "Recipe": "recipe",
     "Result": "pipeline",
-    "load_recipe": "published",
+    "load_recipe": "hub_recipes",
     "parse_recipe": "recipe.reading",
     "plan": "pipeline",
     "push": "publishing",

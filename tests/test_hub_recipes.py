@@ -11,7 +11,7 @@ import pytest
 from hubserver import CLIENT_WARNING, TestHub, connect
 
 import dopkit
-from dopkit import hub, published, receipt
+from dopkit import hub, hub_recipes, receipt
 from dopkit.errors import DopkitError, HubError, OutputError, RecipeError
 
 pytestmark = pytest.mark.filterwarnings(CLIENT_WARNING)
@@ -73,21 +73,21 @@ def refusal(source: str) -> str:
     ],
 )
 def test_what_is_a_file(text: str) -> None:
-    assert published.repository(text) is None
+    assert hub_recipes.repository(text) is None
 
 
 @pytest.mark.parametrize("text", ["user/name", "user/name@v1", "user/name@refs/pr/1", "User-1/na.me_2"])
 def test_what_is_a_repository(text: str) -> None:
-    ref = published.repository(text)
+    ref = hub_recipes.repository(text)
     assert ref is not None and ref.text == text
-    assert published.repository(Path(text)) is None
+    assert hub_recipes.repository(Path(text)) is None
 
 
 def test_what_exists_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
     Path("recipes/mine").write_text(RECIPE)
-    assert published.repository("recipes/mine") is None
+    assert hub_recipes.repository("recipes/mine") is None
     assert dopkit.load_recipe("recipes/mine").name == "mine"
 
 
@@ -134,7 +134,7 @@ def test_alias_bombs_code_and_huge_files_are_refused(server: TestHub) -> None:
     assert "too large or too deeply nested" in refusal("other/bomb")
     carry(server, "merge_method: !!python/object/apply:os.system ['true']\n", "other/code")
     assert "the YAML tag !!python/object/apply:os.system has no place here" in refusal("other/code")
-    carry(server, "# " + "x" * published.MOST_RECIPE_BYTES, "other/huge")
+    carry(server, "# " + "x" * hub_recipes.MOST_RECIPE_BYTES, "other/huge")
     server.clear_log()
     assert refusal("other/huge").endswith("dopkit_recipe.yaml is too large to be one")
     assert not server.requests("GET /resolve/")
@@ -191,10 +191,10 @@ def test_a_receipt_that_holds_what_is_read() -> None:
 )
 def test_a_receipt_of_another_is_not_trusted(server: TestHub, text: str, message: str) -> None:
     server.create_repo("other/merged", {"dopkit_recipe.yaml": RECIPE.encode(), receipt.RECEIPT: text.encode()})
-    ref = published.named("other/merged")
+    ref = hub_recipes.named("other/merged")
     assert ref is not None
     with pytest.raises(OutputError, match=message):
-        published.read(ref)
+        hub_recipes.read(ref)
 
 
 # Sharing
@@ -202,7 +202,7 @@ def test_a_receipt_of_another_is_not_trusted(server: TestHub, text: str, message
 
 def test_what_is_shared_is_pinned_and_reads_back(server: TestHub) -> None:
     recipe = dopkit.parse_recipe(RECIPE)
-    shared = published.share(recipe, "me/mix")
+    shared = hub_recipes.share(recipe, "me/mix")
     assert shared.url == f"{server.endpoint}/me/mix" and shared.changed
     files = server.files("me/mix")
     assert files.keys() == {".gitattributes", "README.md", "dopkit_recipe.yaml"}
@@ -218,22 +218,22 @@ def test_what_is_shared_is_pinned_and_reads_back(server: TestHub) -> None:
 
 
 def test_sharing_twice_changes_nothing_and_sharing_anew_is_one_commit(server: TestHub) -> None:
-    first = published.share(dopkit.parse_recipe(RECIPE), "me/mix")
+    first = hub_recipes.share(dopkit.parse_recipe(RECIPE), "me/mix")
     server.clear_log()
-    again = published.share(dopkit.parse_recipe(RECIPE), "me/mix")
+    again = hub_recipes.share(dopkit.parse_recipe(RECIPE), "me/mix")
     assert again == hub.Shared(first.url, first.commit, changed=False)
     assert not server.requests("POST /commit/")
-    changed = published.share(dopkit.parse_recipe(RECIPE + "dtype: float16\n"), "me/mix", message="Half")
+    changed = hub_recipes.share(dopkit.parse_recipe(RECIPE + "dtype: float16\n"), "me/mix", message="Half")
     assert changed.changed and len(server.requests("POST /commit/")) == 1
     assert server.commit("me/mix").sha == changed.commit
 
 
 def test_a_private_share(server: TestHub) -> None:
-    published.share(dopkit.parse_recipe(RECIPE), "me/secret", private=True)
+    hub_recipes.share(dopkit.parse_recipe(RECIPE), "me/secret", private=True)
     assert server.site.store.repo("models", "me/secret").private  # type: ignore[union-attr]
-    published.share(dopkit.parse_recipe(RECIPE), "me/open")
+    hub_recipes.share(dopkit.parse_recipe(RECIPE), "me/open")
     with pytest.raises(HubError, match="me/open exists already and is public"):
-        published.share(dopkit.parse_recipe(RECIPE), "me/open", private=True)
+        hub_recipes.share(dopkit.parse_recipe(RECIPE), "me/open", private=True)
 
 
 @pytest.mark.parametrize(
@@ -242,13 +242,13 @@ def test_a_private_share(server: TestHub) -> None:
 def test_a_repository_that_was_not_shared_is_left_alone(server: TestHub, files: dict[str, bytes]) -> None:
     commit = server.create_repo("me/model", files)
     with pytest.raises(HubError, match="me/model is in the way"):
-        published.share(dopkit.parse_recipe(RECIPE), "me/model")
+        hub_recipes.share(dopkit.parse_recipe(RECIPE), "me/model")
     assert server.commit("me/model").sha == commit
 
 
 def test_local_folders_are_not_shared(server: TestHub) -> None:
     with pytest.raises(RecipeError, match=r"names 1 folder of this machine\n  ./e1\n  Publish these models first"):
-        published.share(dopkit.parse_recipe(RECIPE.replace("org/e1@v1", "./e1")), "me/mix")
+        hub_recipes.share(dopkit.parse_recipe(RECIPE.replace("org/e1@v1", "./e1")), "me/mix")
     assert server.log == []
 
 
@@ -256,27 +256,27 @@ def test_a_lost_answer_is_no_second_commit(server: TestHub) -> None:
     recipe = dopkit.parse_recipe(RECIPE)
     server.lose_answer("POST /commit/")
     with pytest.raises(HubError, match=r"cannot write to me/mix(.|\n)*Running the same command again continues"):
-        published.share(recipe, "me/mix")
+        hub_recipes.share(recipe, "me/mix")
     commit = server.commit("me/mix").sha
-    assert published.share(recipe, "me/mix") == hub.Shared(f"{server.endpoint}/me/mix", commit, changed=False)
+    assert hub_recipes.share(recipe, "me/mix") == hub.Shared(f"{server.endpoint}/me/mix", commit, changed=False)
 
 
 def test_why_it_cannot_be_shared_is_said(server: TestHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = dopkit.parse_recipe(RECIPE)
     with pytest.raises(HubError, match="'me' is not a name for a repository"):
-        published.share(recipe, "me")
+        hub_recipes.share(recipe, "me")
     with pytest.raises(HubError, match="cannot write to other/mix\n  the Hub does not allow it"):
-        published.share(recipe, "other/mix")
+        hub_recipes.share(recipe, "other/mix")
     server.conflict()
     with pytest.raises(HubError, match="somebody else has written there meanwhile"):
-        published.share(recipe, "me/mix")
-    published.share(recipe, "me/mix")  # an empty repository that a broken run left is ours
+        hub_recipes.share(recipe, "me/mix")
+    hub_recipes.share(recipe, "me/mix")  # an empty repository that a broken run left is ours
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="cannot write to me/mix\n  HF_HUB_OFFLINE is set"):
-        published.share(recipe, "me/mix")
+        hub_recipes.share(recipe, "me/mix")
     connect(monkeypatch, server, tmp_path / "cache2")
     with pytest.raises(HubError, match="cannot write to me/new\n  the Hub does not know who you are"):
-        published.share(recipe, "me/new")
+        hub_recipes.share(recipe, "me/new")
 
 
 # Searching
@@ -303,7 +303,7 @@ def test_search_orders_and_filters(many: TestHub) -> None:
     assert names(limit=2) == ["a/new", "a/math-merge"]
     found = hub.search("dopkit", limit=1)[0]
     assert (found.likes, found.downloads, found.updated) == (5, 20, datetime(2026, 1, 3, tzinfo=UTC))
-    assert published.describe(found.card) == ("org/base", "dop")
+    assert hub_recipes.describe(found.card) == ("org/base", "dop")
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_search_orders_and_filters(many: TestHub) -> None:
     ],
 )
 def test_a_card_may_say_anything(card: dict[str, object], expected: tuple[str, str]) -> None:
-    assert published.describe(card) == expected
+    assert hub_recipes.describe(card) == expected
 
 
 def test_search_needs_the_hub(server: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ def check(recipe: str, as_json: bool) -> None:
     """
     from pathlib import Path
 
-    from dopkit.published import load_recipe
+    from dopkit.hub_recipes import load_recipe
 
     loaded = load_recipe(recipe)
     if as_json:

@@ -69,9 +69,9 @@ def cut_as_published(origin: ModelRef | None, how: dict[str, Any]) -> None:
     context = click.get_current_context()
     if origin is None or context.get_parameter_source("max_shard_size") is not ParameterSource.DEFAULT:
         return
-    from dopkit import published
+    from dopkit import hub_recipes
 
-    how["max_shard_size"] = published.max_shard_size(origin) or how["max_shard_size"]
+    how["max_shard_size"] = hub_recipes.max_shard_size(origin) or how["max_shard_size"]
 
 
 def json_option(command: Command) -> Command:

@@ -20,10 +20,10 @@ def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any)
 
     Downloads no weights, writes nothing.
     """
-    from dopkit import pipeline, published
+    from dopkit import hub_recipes, pipeline
 
-    origin = published.pinned(recipe)
-    loaded = published.load_recipe(origin or recipe)
+    origin = hub_recipes.pinned(recipe)
+    loaded = hub_recipes.load_recipe(origin or recipe)
     cut_as_published(origin, how)
     made = pipeline.plan(loaded, out, pipeline.Options(**how))
     if as_json:

@@ -31,9 +31,11 @@ def recipes() -> None:
 @json_option
 def search(words: tuple[str, ...], sort: Any, limit: int, as_json: bool) -> None:
     """List the merges and recipes on the Hub that are tagged `dopkit` and have WORDS in their name."""
-    from dopkit import hub, published
+    from dopkit import hub, hub_recipes
 
-    found = [(one, *published.describe(one.card)) for one in hub.search(published.TAG, " ".join(words), sort, limit)]
+    found = [
+        (one, *hub_recipes.describe(one.card)) for one in hub.search(hub_recipes.TAG, " ".join(words), sort, limit)
+    ]
     if as_json:
         show_json([_as_data(*one) for one in found])
     elif not found:
@@ -42,7 +44,7 @@ def search(words: tuple[str, ...], sort: Any, limit: int, as_json: bool) -> None
         rows = [("repository", "holds", "likes", "downloads", "updated", "base model", "method")]
         for one, base, method in found:
             day = one.updated.date().isoformat() if one.updated else ""
-            holds = "recipe" if published.RECIPE_TAG in one.tags else "model"
+            holds = "recipe" if hub_recipes.RECIPE_TAG in one.tags else "model"
             rows.append((one.repo, holds, str(one.likes), str(one.downloads), day, base, method))
         click.echo(printable(table(rows, right=(2, 3))))
 
@@ -64,15 +66,15 @@ def _as_data(found: Any, base: str, method: str) -> dict[str, Any]:
 @click.option("-o", "--out", metavar="FILE", help="Where to write it (default: NAME.yaml); `-` prints it.")
 def get(repository: str, out: str | None) -> None:
     """Fetch the recipe that USER/NAME (or USER/NAME@REVISION) carries."""
-    from dopkit import hub, published
+    from dopkit import hub, hub_recipes
     from dopkit.errors import OutputError, Problem
 
-    ref = published.named(repository)
+    ref = hub_recipes.named(repository)
     if ref is None:
         raise click.UsageError(f"{repository!r} is not a repository on the Hub (user/name)")
     ref = hub.pin(ref)
-    text = published.recipe_text(ref)
-    published.foreign(text, ref)  # what cannot be run is not handed out
+    text = hub_recipes.recipe_text(ref)
+    hub_recipes.foreign(text, ref)  # what cannot be run is not handed out
     if out == "-":
         click.echo(printable(text), nl=False)
         return
@@ -97,7 +99,7 @@ def share(file: Path, repository: str, private: bool, message: str | None) -> No
 
     A repository that was not made this way is not written to.
     """
-    from dopkit import published
+    from dopkit import hub_recipes
 
-    shared = published.share(published.load_recipe(file), repository, message, private)
+    shared = hub_recipes.share(hub_recipes.load_recipe(file), repository, message, private)
     click.echo(f"{'shared as' if shared.changed else 'nothing has changed at'} {shared.url}")

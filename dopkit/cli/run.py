@@ -41,11 +41,11 @@ def run(
         refuse_options(how, repo_id)
     from dataclasses import asdict
 
-    from dopkit import pipeline, published
+    from dopkit import hub_recipes, pipeline
     from dopkit.cli.progress import watch
 
-    origin = published.pinned(recipe)
-    loaded = published.load_recipe(origin or recipe)
+    origin = hub_recipes.pinned(recipe)
+    loaded = hub_recipes.load_recipe(origin or recipe)
     cut_as_published(origin, how)
     with watch(quiet=quiet or as_json, verbose=verbose) as progress:
         result = pipeline.run(loaded, out, pipeline.Options(**how), progress)
@@ -59,7 +59,7 @@ def run(
             if not all((result.folder / shard["file"]).exists() for shard in result.receipt["shards"]):
                 click.echo(f"the weights are on the Hub alone; {result.folder} holds the rest")
         if origin is not None:
-            click.echo(printable(published.comparison(origin, result.receipt)))
+            click.echo(printable(hub_recipes.comparison(origin, result.receipt)))
 
 
 def _report(result: Any) -> None:

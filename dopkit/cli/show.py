@@ -45,12 +45,12 @@ def show(model: str, as_json: bool, verbose: bool) -> None:
 
 def _read(model: str) -> tuple[str, dict[str, Any] | None]:
     """Recipe and receipt. What is a folder here is not looked for on the Hub."""
-    from dopkit import published, receipt
+    from dopkit import hub_recipes, receipt
 
     folder = Path(model)
-    ref = None if os.path.isdir(folder) else published.repository(model)
+    ref = None if os.path.isdir(folder) else hub_recipes.repository(model)
     if ref is not None:
-        found = published.read(ref)
+        found = hub_recipes.read(ref)
         return found.text, found.receipt
     done = receipt.read(folder)
     return (folder / receipt.RECIPE_FILE).read_text(encoding="utf-8"), done
