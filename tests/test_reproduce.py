@@ -7,18 +7,17 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
 import torch
 from click.testing import CliRunner, Result
 from hubserver import TestHub, connect, hub_environment
+from stopping import Stopped, stop_after
 
 import dopkit
 from dopkit.cli import main
 from dopkit.errors import HubError, OutputError, PlanError
-from dopkit.writer import ShardWriter
 
 RECIPE = "base_model: org/base\nmerge_method: dop\nmodels: [org/e0, org/e1@v1]\n"
 
@@ -170,23 +169,6 @@ def test_the_environment_variable_is_enough(server: TestHub, merged: Path, tmp_p
 
 
 # Commits while a merge is continued
-
-
-class Stopped(BaseException):
-    """Stands in for a kill at a chosen moment."""
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
-    complete = ShardWriter.complete
-    left = [tensors]
-
-    def dying(self: ShardWriter, name: str, record: dict[str, Any]) -> None:
-        if left[0] == 0:
-            raise Stopped
-        left[0] -= 1
-        complete(self, name, record)
-
-    monkeypatch.setattr(ShardWriter, "complete", dying)
 
 
 def stop_in_download(monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:

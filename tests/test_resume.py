@@ -7,34 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
+from stopping import Stopped, stop_after
 
 import dopkit
 from dopkit.errors import OutputError
-from dopkit.writer import ShardWriter
 
 MakeRecipe = Callable[..., dopkit.Recipe]
-
-
-class Stopped(BaseException):
-    """Stands in for a kill at a chosen moment."""
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, tensors: int) -> None:
-    """Let the writer complete so many tensors, then die."""
-    complete = ShardWriter.complete
-    left = [tensors]
-
-    def dying(self: ShardWriter, name: str, record: dict[str, Any]) -> None:
-        if left[0] == 0:
-            raise Stopped
-        left[0] -= 1
-        complete(self, name, record)
-
-    monkeypatch.setattr(ShardWriter, "complete", dying)
 
 
 @pytest.mark.parametrize("tensors", [0, 1, 7, 20])

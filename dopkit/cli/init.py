@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dopkit.errors import OutputError, Problem
+from dopkit.cli.output import write_new
 
 TEMPLATE = """\
 # A dopkit recipe. `dopkit check` reads it, `dopkit plan` looks at the models, `dopkit run` merges.
@@ -48,11 +48,5 @@ def init(file: Path) -> None:
     if str(file) == "-":
         click.echo(TEMPLATE, nl=False)
         return
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(TEMPLATE)
-    except FileExistsError:
-        raise OutputError(f"{file} exists already", [Problem("", "Name another file: `dopkit init FILE`.")]) from None
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror}") from error
+    write_new(file, TEMPLATE, remedy="Name another file: `dopkit init FILE`.")
     click.echo(f"wrote {file}; edit it, then `dopkit plan {file}`")

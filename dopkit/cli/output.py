@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from dopkit.errors import DopkitError
+from dopkit.errors import DopkitError, OutputError, Problem
 from dopkit.refs import ModelRef
 from dopkit.units import parse_size
 
@@ -113,3 +114,14 @@ def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def write_new(file: Path, text: str, remedy: str) -> None:
+    """Write a text file that is not there yet. Raises OutputError, with ``remedy`` when it is."""
+    try:
+        with file.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise OutputError(f"{file} exists already", [Problem("", remedy)]) from None
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror}") from error

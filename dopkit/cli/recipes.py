@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from dopkit.cli.output import json_option, printable, show_json, table
+from dopkit.cli.output import json_option, printable, show_json, table, write_new
 
 
 @click.group(short_help="Find, fetch and share recipes on the Hub.")
@@ -67,7 +67,6 @@ def _as_data(found: Any, base: str, method: str) -> dict[str, Any]:
 def get(repository: str, out: str | None) -> None:
     """Fetch the recipe that USER/NAME (or USER/NAME@REVISION) carries."""
     from dopkit import hub, hub_recipes
-    from dopkit.errors import OutputError, Problem
 
     ref = hub_recipes.named(repository)
     if ref is None:
@@ -79,13 +78,7 @@ def get(repository: str, out: str | None) -> None:
         click.echo(printable(text), nl=False)
         return
     file = Path(out or f"{ref.name.rpartition('/')[2]}.yaml")
-    try:
-        with file.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise OutputError(f"{file} exists already", [Problem("", "Name another file with -o.")]) from None
-    except OSError as error:
-        raise OutputError(f"cannot write {file}: {error.strerror}") from error
+    write_new(file, text, remedy="Name another file with -o.")
     click.echo(f"wrote {file}, the recipe of {ref.short}; `dopkit plan {file}` shows what it would do")
 
 
