@@ -15,7 +15,8 @@ from typing import Any
 from dopkit import assembly, card, hub, pinning, publishing, receipt, skeleton, verification
 from dopkit.checkpoints import Checkpoint
 from dopkit.device import Devices, choose
-from dopkit.engine import Engine, check_equal
+from dopkit.engine import Engine
+from dopkit.engine.equality import check_equal
 from dopkit.errors import PlanError, Problem, count
 from dopkit.measure import available_bytes, peak_resident_bytes, resident_bytes
 from dopkit.opening import open_all

@@ -175,6 +175,29 @@ def test_integers_that_differ(run: Run, models: Path) -> None:
     assert planned.exit_code == 1 and planned.stderr == result.stderr
 
 
+def test_counters_of_batch_norms(run: Run, tmp_path: Path) -> None:
+    """One sentence for all of them, with the one pattern that settles it."""
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(hidden_sizes=[8, 8], depths=[1, 1], embedding_size=8, layer_type="basic")
+    base = ResNetModel(config)
+    base.save_pretrained(tmp_path / "base")
+
+    def count_on(tensors: tiny.Tensors) -> tiny.Tensors:
+        return {
+            name: tensor + 1 if name.endswith("num_batches_tracked") else tensor for name, tensor in tensors.items()
+        }
+
+    for name in ("e0", "e1"):
+        tiny.edit(tmp_path / "base", tmp_path / name, count_on)
+    result = run(RECIPE)
+    assert result.stderr.splitlines()[0] == "cannot merge: 2 problems"
+    assert "and 1 more differ from ./base, and integers cannot be merged" in result.stderr
+    assert result.stderr.count('    Take the base\'s with `copy: ["*.num_batches_tracked"]`.') == 2
+    Path("recipe.yaml").write_text(RECIPE + 'copy: ["*.num_batches_tracked"]\n')
+    assert CliRunner().invoke(main, ["run", "recipe.yaml", "-o", "out"]).exit_code == 0
+
+
 def test_missing_and_extra_tensors(run: Run, models: Path) -> None:
     def without_norm(tensors: tiny.Tensors) -> tiny.Tensors:
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("layernorm")}

@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
-from dopkit import methods
 from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.reading import bytes_of, torch_dtype
 from dopkit.device import Devices
+from dopkit.engine.announcing import Read, announce
 from dopkit.engine.pipes import ReadAhead, Request, WriteBehind
 from dopkit.errors import MergeError, Problem, count
 from dopkit.measure import peak_resident_bytes
 from dopkit.methods.fold import Context, Fold
-from dopkit.planning import BLOCK_ELEMENTS, Plan, TensorJob
+from dopkit.planning import Plan, TensorJob
 from dopkit.planning.building import READ_AHEAD_BYTES, WRITE_BEHIND_BYTES
 from dopkit.progress import Progress
 from dopkit.writer import ShardWriter
 
 Record = dict[str, Any]
-Rows = tuple[int, int]
-Read = tuple[Checkpoint, str, Rows | None]
 
 
 class Engine:
@@ -164,72 +161,6 @@ class Engine:
             what = f"the result does not fit {job.dtype} or is not a number"
             problems = [Problem("", what, "Set `out_dtype: bfloat16` or `float32`, which hold larger numbers.")]
         return MergeError(f"cannot merge {job.name} ({job.rule.name})", problems)
-
-
-def announce(reads: Iterable[Read], budget: int) -> None:
-    """Tell the models that are streamed what will be read of them, and what each may hold of it ahead of time."""
-    expected: dict[Checkpoint, list[tuple[str, Rows | None]]] = {}
-    for checkpoint, name, rows in reads:
-        if checkpoint.streams:
-            expected.setdefault(checkpoint, []).append((name, rows))
-    for checkpoint, own in expected.items():
-        checkpoint.expect(own, budget // len(expected))
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Two tensors that must be equal, and what to say if they are not."""
-
-    one: tuple[Checkpoint, str]
-    other: tuple[Checkpoint, str]
-    problem: Problem
-
-    def alike(self) -> bool:
-        """Whether their headers agree."""
-        one, other = (checkpoint.specs[name] for checkpoint, name in (self.one, self.other))
-        return (one.dtype, one.shape) == (other.dtype, other.shape)
-
-    def reads(self) -> Iterator[Read]:
-        """Some rows of the one and the same of the other, by turns."""
-        spec = self.one[0].specs[self.one[1]]
-        step = max(1, BLOCK_ELEMENTS * spec.rows // max(1, spec.numel))
-        for start in range(0, spec.rows, step):
-            rows = (start, min(spec.rows, start + step))
-            yield *self.one, rows
-            yield *self.other, rows
-
-    def equal(self) -> bool:
-        """Bit for bit."""
-        read = (checkpoint.read(name, rows) for checkpoint, name, rows in self.reads())
-        return self.alike() and all(torch.equal(one, next(read)) for one in read)
-
-
-def check_equal(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> list[Problem]:
-    """What only values can tell, before anything is written.
-
-    Tensors that are no arithmetic (position ids, counters) must be equal in all models, and a tied tensor that is
-    stored twice must be equal to its twin.
-    """
-    pairs = list(_pairs(plan, donor, models))
-    announce((read for pair in pairs if pair.alike() for read in pair.reads()), plan.stream_bytes)
-    return [pair.problem for pair in pairs if not pair.equal()]
-
-
-def _pairs(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> Iterator[_Pair]:
-    for job in plan.jobs:
-        if job.rule is not methods.EQUAL or job.base is None:
-            continue
-        for checkpoint, name in zip(models, job.names, strict=True):
-            what = f"{name} ({job.dtype}) differs from {donor.ref.short}, and integers cannot be merged"
-            remedy = f"Take the base's with `copy: [{job.canonical}]`."
-            yield _Pair((donor, job.base), (checkpoint, name), Problem(checkpoint.ref.short, what, remedy))
-    by_ref = {checkpoint.ref: checkpoint for checkpoint in (donor, *models)}
-    for dropped in plan.dropped:
-        if dropped.twin:
-            own = by_ref[dropped.ref]
-            what = f"{dropped.name} should be {dropped.why} by its config, but holds other values"
-            remedy = "Set tie_word_embeddings to false in its config.json, if that is what was trained."
-            yield _Pair((own, dropped.name), (own, dropped.twin), Problem(dropped.ref.short, what, remedy))
 
 
 def _recorder(steps: list[Record], job: TensorJob, index: int) -> Any:
