@@ -43,6 +43,12 @@ class DopkitError(Exception):
         self.problems = tuple(problems)
         super().__init__(headline)
 
+    def as_problem(self) -> Problem:
+        """The error as one problem among others: its headline with the first thing that is wrong."""
+        first = self.problems[0] if self.problems else Problem("", "")
+        what = ": ".join(part for part in (self.headline, first.place, first.what) if part)
+        return Problem("", what, first.remedy)
+
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"  {problem}" for problem in self.problems)])
 

@@ -112,7 +112,7 @@ def foreign(text: str, ref: ModelRef) -> Recipe:
 
 def local_refs(recipe: Recipe) -> list[ModelRef]:
     """What the recipe refers to that nobody else has."""
-    return [ref for ref in recipe.refs if ref.folder is not None or (ref.adapter and ref.adapter.folder is not None)]
+    return [ref for ref in recipe.refs if ref.local]
 
 
 def read(ref: ModelRef) -> Published:

@@ -1,13 +1,19 @@
-"""Every model of a recipe, opened at its commit; what cannot be opened becomes a problem, so that all are told."""
+"""Every model of a recipe, opened at its commit and held against its class, ready to be planned with.
+
+What cannot be opened becomes a problem, so that all problems are told together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from dopkit import hub
+from dopkit import hub, skeleton
 from dopkit.checkpoints import Checkpoint, OnlyPickles, open_checkpoint
 from dopkit.errors import DopkitError, Problem
+from dopkit.planning import Source
+from dopkit.planning.matching import Model
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
@@ -31,17 +37,17 @@ def open_all(
         except OnlyPickles as found:
             pickled[ref] = found
         except DopkitError as error:
-            problems.append(_as_problem(error))
+            problems.append(error.as_problem())
     problems += _no_room(pickled)
     if problems or not download:
-        return opened, [*problems, *map(_as_problem, pickled.values())]
+        return opened, [*problems, *(unread.as_problem() for unread in pickled.values())]
     for ref, unread in pickled.items():
         progress.note(f"{unread.ref.short} has no safetensors: downloading {unread.size} before it can be planned")
         try:
             unread.fetch()
             opened[ref] = open_checkpoint(unread.ref)
         except DopkitError as error:
-            problems.append(_as_problem(error))
+            problems.append(error.as_problem())
     return opened, problems
 
 
@@ -53,7 +59,35 @@ def _no_room(pickled: Mapping[ModelRef, OnlyPickles]) -> list[Problem]:
     return [Problem("", what, "Free some, or set HF_HOME.")]
 
 
-def _as_problem(error: DopkitError) -> Problem:
-    first = error.problems[0] if error.problems else Problem("", "")
-    what = ": ".join(part for part in (error.headline, first.place, first.what) if part)
-    return Problem("", what, first.remedy)
+def merged_twice(recipe: Recipe) -> Iterator[Problem]:
+    """Two refs that look different and mean one commit; the recipe alone cannot tell."""
+    seen = set()
+    for entry in recipe.models:
+        if entry.model.key in seen:
+            yield Problem(entry.model.short, "is listed twice, under two revisions that are one commit")
+        seen.add(entry.model.key)
+
+
+def look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) -> dict[ModelRef, Model]:
+    """How each model's class sees its tensors. All are named in one way, so that they can be compared.
+
+    A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
+    """
+    config = checkpoints[donor].config
+    models = {donor: _look_at(checkpoints[donor], config)}
+    by_name = models[donor].skeleton.fallback is not None
+    for ref, checkpoint in checkpoints.items():
+        if ref == donor:
+            continue
+        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config)
+        if models[ref].skeleton.fallback and not by_name:
+            models[ref] = _look_at(checkpoint, config)
+    return models
+
+
+def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
+    shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
+    facts = (checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes, checkpoint.notes)
+    source = Source(checkpoint.ref, *facts, complete=checkpoint.complete, missing=checkpoint.missing)
+    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes))

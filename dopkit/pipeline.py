@@ -5,7 +5,7 @@ Each step lives in a module of its own. Nothing is printed; ``Progress`` is told
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,15 +17,14 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.device import Devices, choose
 from dopkit.engine import Engine
 from dopkit.engine.equality import check_equal
-from dopkit.errors import PlanError, Problem, count
+from dopkit.errors import PlanError, count
 from dopkit.measure import available_bytes, peak_resident_bytes, resident_bytes
-from dopkit.opening import open_all
-from dopkit.planning import Plan, Source
+from dopkit.opening import look_at_all, merged_twice, open_all
+from dopkit.planning import Plan
 from dopkit.planning.building import Room, build
 from dopkit.planning.matching import Model
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
-from dopkit.refs import ModelRef
 from dopkit.writer import RECEIPT, Journal, OutputFolder, ShardFile, ShardWriter, write_text
 
 
@@ -147,9 +146,9 @@ def _prepare(
         if len(opened) < len(recipe.refs):  # without every header there is nothing to compare
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
         recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
-        problems += _merged_twice(recipe)
+        problems += merged_twice(recipe)
         checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
-        models = _look_at_all(checkpoints, recipe.donor)
+        models = look_at_all(checkpoints, recipe.donor)
         in_order = [entry.model for entry in recipe.models]
         made = build(
             recipe,
@@ -174,40 +173,6 @@ def _prepare(
             devices,
             output,
         )
-
-
-def _merged_twice(recipe: Recipe) -> Iterator[Problem]:
-    """Two refs that look different and mean one commit; the recipe alone cannot tell."""
-    seen = set()
-    for entry in recipe.models:
-        if entry.model.key in seen:
-            yield Problem(entry.model.short, "is listed twice, under two revisions that are one commit")
-        seen.add(entry.model.key)
-
-
-def _look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) -> dict[ModelRef, Model]:
-    """How each model's class sees its tensors. All are named in one way, so that they can be compared.
-
-    A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
-    """
-    config = checkpoints[donor].config
-    models = {donor: _look_at(checkpoints[donor], config)}
-    by_name = models[donor].skeleton.fallback is not None
-    for ref, checkpoint in checkpoints.items():
-        if ref == donor:
-            continue
-        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config)
-        if models[ref].skeleton.fallback and not by_name:
-            models[ref] = _look_at(checkpoint, config)
-    return models
-
-
-def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
-    shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    facts = (checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes, checkpoint.notes)
-    source = Source(checkpoint.ref, *facts, complete=checkpoint.complete, missing=checkpoint.missing)
-    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes))
 
 
 def _room(output: OutputFolder, options: Options) -> Room:

@@ -38,6 +38,11 @@ class ModelRef:
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     @property
+    def local(self) -> bool:
+        """Whether the model, or its adapter, is a folder that nobody else has."""
+        return self.folder is not None or (self.adapter is not None and self.adapter.local)
+
+    @property
     def key(self) -> tuple[str, ...]:
         """Equal for two spellings of one model."""
         place = str(self.folder) if self.folder is not None else f"{self.repo}@{self.revision or 'main'}"

@@ -55,3 +55,9 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
 @pytest.mark.parametrize(("number", "text"), [(0, "0 tensors"), (1, "1 tensor"), (2, "2 tensors")])
 def test_count(number: int, text: str) -> None:
     assert count(number, "tensor") == text
+
+
+def test_an_error_as_one_problem_among_others() -> None:
+    error = DopkitError("cannot read it", [Problem("a file", "is short", "Fetch it again."), Problem("", "more")])
+    assert error.as_problem() == Problem("", "cannot read it: a file: is short", "Fetch it again.")
+    assert DopkitError("gone").as_problem() == Problem("", "gone")

@@ -163,3 +163,11 @@ def test_the_name_of_a_repository_to_write_to() -> None:
     for wrong in ("name", "./name", "user/name@main", "user/name+a/b", "user/a/b", "user/a..b", "", "user/" + 97 * "x"):
         with pytest.raises(ValueError):
             refs.parse_repo_id(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [("user/name", False), ("./folder", True), ("user/base+user/lora", False), ("user/base+./lora", True)],
+)
+def test_what_nobody_else_has_is_local(text: str, local: bool) -> None:
+    assert refs.parse(text, Path()).local is local

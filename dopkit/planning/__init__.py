@@ -80,7 +80,8 @@ class TensorJob(Sized):
     @property
     def working_bytes(self) -> int:
         """Upper estimate of memory at work for one part: the method's tensors and the one coming in."""
-        return self.rule.working_bytes(self.part_shape) + FLOAT32 * math.prod(self.part_shape)
+        in_float32 = self.rule.working_bytes(self.part_shape) + FLOAT32 * math.prod(self.part_shape)
+        return 2 * in_float32 if self.dtype == "F64" else in_float32  # which keeps its precision
 
     @property
     def effort(self) -> float:

@@ -43,8 +43,7 @@ def obstacles(sources: Iterable[ModelRef], options: PushOptions) -> list[Problem
     try:
         look(target_of(options.repo_id, options), options)
     except HubError as error:
-        first = error.problems[0] if error.problems else Problem("", "")
-        problems.append(Problem("", ": ".join(part for part in (error.headline, first.what) if part), first.remedy))
+        problems.append(error.as_problem())
     return problems
 
 
@@ -75,7 +74,7 @@ def require_free(target: hub.Target, remote: hub.Remote, options: PushOptions) -
 
 
 def local_sources(sources: Iterable[ModelRef], options: PushOptions) -> Problem | None:
-    local = [ref.text for ref in sources if ref.folder is not None or (ref.adapter and ref.adapter.folder)]
+    local = [ref.text for ref in sources if ref.local]
     if not local or options.allow_local_sources:
         return None
     what = f"the recipe names local folders, so nobody else can make the merge again: {', '.join(local)}"

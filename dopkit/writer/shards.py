@@ -95,7 +95,10 @@ class ShardWriter:
             self._finish(shard)
 
     def _finish(self, shard: _OpenShard) -> None:
-        self._finished[shard] = shard.finish()
+        try:
+            self._finished[shard] = shard.finish()
+        except OSError as error:
+            raise _failed(self._folder, error) from error
         if self._on_shard is not None:
             self._on_shard(self._finished[shard], shard.path)
 

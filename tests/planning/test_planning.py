@@ -41,6 +41,13 @@ def test_working_memory_of_an_elementwise_rule_does_not_grow_with_the_tensor() -
     assert small.working_bytes == large.working_bytes == 4 * 4 * BLOCK_ELEMENTS
 
 
+def test_float64_needs_twice_the_memory() -> None:
+    single, double = (
+        TensorJob("w", "w", Role.LINEAR, methods.DOP_EXACT, dtype, (8, 9), ("w",), None) for dtype in ("F32", "F64")
+    )
+    assert double.working_bytes == 2 * single.working_bytes
+
+
 def test_every_tensor_of_every_model_is_accounted_for(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     """Merged, copied or left out with a reason: nothing is forgotten."""
     base = tiny.make_vit(tmp_path / "base", labels=3)
