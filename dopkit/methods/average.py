@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dopkit.methods.fold import Context
+from dopkit.methods.fold import Context, RunningFold
 
 # The engine may hand a tensor over in blocks, and the bytes must not depend on where it cuts. So each step
 # here is one rounding per element per operation (subtract, divide, add). Fused operations (lerp, addcmul, add
@@ -15,14 +15,11 @@ from dopkit.methods.fold import Context
 # few elements of a block may use two.
 
 
-class Mean:
+class Mean(RunningFold):
     """Running mean m += (x - m) / t: after t models each has the same say (float32, any shape).
 
     Equal models give exactly that model, since their difference is exactly zero.
     """
-
-    def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> Tensor:
-        return first
 
     def step(self, state: Tensor, incoming: Tensor, ctx: Context) -> Tensor:
         incoming -= state
@@ -30,11 +27,8 @@ class Mean:
         state += incoming
         return state
 
-    def finish(self, state: Tensor, ctx: Context) -> Tensor:
-        return state
 
-
-class Half:
+class Half(RunningFold):
     """m = (m + x) / 2 at every step: what the reference implementation of DOP does with all but linear
     weights.
 
@@ -43,13 +37,7 @@ class Half:
     are.)
     """
 
-    def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> Tensor:
-        return first
-
     def step(self, state: Tensor, incoming: Tensor, ctx: Context) -> Tensor:
         state += incoming
         state /= 2
-        return state
-
-    def finish(self, state: Tensor, ctx: Context) -> Tensor:
         return state

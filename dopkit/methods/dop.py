@@ -14,7 +14,6 @@ This module does not know names of tensors, files or models: it sees three matri
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,22 +22,14 @@ from dopkit.errors import MergeError
 from dopkit.linalg import spectra
 from dopkit.methods import dop_adam, dop_exact
 from dopkit.methods.dop_terms import Losses, Sides, Solved
-from dopkit.methods.fold import Context
+from dopkit.methods.fold import BaseAndMerged, Context, TaskVectorFold
 from dopkit.methods.parameters import DopParameters
 from dopkit.roles import Role
 
 OWNERS = {"base": "base model", "merged": "model merged so far", "incoming": "incoming model"}
 
 
-@dataclass
-class State:
-    """What is carried from model to model."""
-
-    base: Tensor  # never written to
-    merged: Tensor  # of the base's shape, float32
-
-
-class Dop:
+class Dop(TaskVectorFold):
     """The fold of one 2-D float32 matrix, (out, in), or (in, out) for Role.CONV1D.
 
     The first model is taken as it is. What comes out where the objective says little:
@@ -53,13 +44,7 @@ class Dop:
     * A value that is not finite: MergeError.
     """
 
-    def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> State:
-        """Keep ``first`` as it is. Raises ValueError without a base."""
-        if base is None:
-            raise ValueError("DOP needs the base model's matrix")
-        return State(base, first)
-
-    def step(self, state: State, incoming: Tensor, ctx: Context) -> State:
+    def step(self, state: BaseAndMerged, incoming: Tensor, ctx: Context) -> BaseAndMerged:
         """Merge ``incoming`` with alpha = ``ctx.parameters.alpha_at(ctx.step)``; may overwrite both models.
 
         Records one dict: step, weight (of stability, at the end), rank_merged, rank_incoming, and before
@@ -79,11 +64,8 @@ class Dop:
         ctx.record(_record(ctx.step, alpha, solved))
         return state
 
-    def finish(self, state: State, ctx: Context) -> Tensor:
-        return state.merged
 
-
-def _solve(state: State, incoming: Tensor, alpha: float, parameters: DopParameters, role: Role) -> Solved:
+def _solve(state: BaseAndMerged, incoming: Tensor, alpha: float, parameters: DopParameters, role: Role) -> Solved:
     """Replace ``state.merged`` by the merge."""
     space = parameters.svd_proj_space
     # As stored: axis 0 is the output side ("u"), except in a Conv1D.
@@ -102,7 +84,7 @@ def _solve(state: State, incoming: Tensor, alpha: float, parameters: DopParamete
     return solved
 
 
-def _nothing_to_solve(state: State, alpha: float, parameters: DopParameters) -> Solved:
+def _nothing_to_solve(state: BaseAndMerged, alpha: float, parameters: DopParameters) -> Solved:
     """Two equal models: both losses are zero where they are; only the rank is left to find."""
     tau = state.merged.to(spectra.working_dtype(state.merged.device), copy=True).sub_(state.base)
     if tau.shape[0] > tau.shape[1]:

@@ -5,7 +5,7 @@ A method sees tensors and parameters. It does not know files, models, devices or
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -42,4 +42,59 @@ class Fold(Protocol):
 
     def step(self, state: Any, incoming: torch.Tensor, ctx: Context) -> Any: ...
 
-    def finish(self, state: Any, ctx: Context) -> torch.Tensor: ...
+    def finish(self, state: Any, ctx: Context) -> torch.Tensor:
+        """The merged tensor after the models so far. Leaves the state good for another step.
+
+        What is returned may be a part of the state, which the next step overwrites.
+        """
+
+    def pack(self, state: Any) -> dict[str, torch.Tensor]:
+        """All that the state holds beside the base, under the names of ``Rule.state``."""
+
+    def unpack(self, base: torch.Tensor | None, packed: Mapping[str, torch.Tensor], ctx: Context) -> Any:
+        """The state again, bit for bit. The tensors belong to the fold; ``ctx.step`` is the number of models so far."""
+
+
+class RunningFold:
+    """What the folds share whose state is the merged tensor."""
+
+    def start(self, base: torch.Tensor | None, first: torch.Tensor, ctx: Context) -> torch.Tensor:
+        return first
+
+    def finish(self, state: torch.Tensor, ctx: Context) -> torch.Tensor:
+        return state
+
+    def pack(self, state: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"merged": state}
+
+    def unpack(self, base: torch.Tensor | None, packed: Mapping[str, torch.Tensor], ctx: Context) -> torch.Tensor:
+        return packed["merged"]
+
+
+@dataclass
+class BaseAndMerged:
+    """The state of a fold that works on task vectors and carries nothing but the merged weights."""
+
+    base: torch.Tensor  # never written to
+    merged: torch.Tensor  # of the base's shape
+
+
+class TaskVectorFold:
+    """What the folds share whose state is ``BaseAndMerged``; the first model is taken as it is."""
+
+    def start(self, base: torch.Tensor | None, first: torch.Tensor, ctx: Context) -> BaseAndMerged:
+        """Raises ValueError without a base."""
+        if base is None:
+            raise ValueError("a fold of task vectors needs the base model's tensor")
+        return BaseAndMerged(base, first)
+
+    def finish(self, state: BaseAndMerged, ctx: Context) -> torch.Tensor:
+        return state.merged
+
+    def pack(self, state: BaseAndMerged) -> dict[str, torch.Tensor]:
+        return {"merged": state.merged}
+
+    def unpack(self, base: torch.Tensor | None, packed: Mapping[str, torch.Tensor], ctx: Context) -> BaseAndMerged:
+        if base is None:
+            raise ValueError("a fold of task vectors needs the base model's tensor")
+        return BaseAndMerged(base, packed["merged"])

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dopkit import layout
-from dopkit.methods import FLOAT32, Rule
+from dopkit.methods import FLOAT32, Cut, Rule
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.roles import Role
@@ -55,7 +55,7 @@ class TensorJob(Sized):
     @property
     def part_rows(self) -> int:
         """How many rows of the first axis are merged at a time."""
-        if self.rule.elementwise:
+        if self.rule.cut is Cut.BLOCKS:
             per_row = max(1, self.numel // max(1, self.rows))
             return max(1, min(self.rows, BLOCK_ELEMENTS // per_row))
         return 1 if self.slices else self.rows
@@ -63,7 +63,7 @@ class TensorJob(Sized):
     @property
     def slices(self) -> bool:
         """Whether each slice along the first axis is a matrix of its own (fused experts)."""
-        return not self.rule.elementwise and len(self.shape) > 2
+        return self.rule.cut is Cut.MATRICES and len(self.shape) > 2
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """The row ranges to merge one after another; an empty tensor has none."""

@@ -175,7 +175,7 @@ def test_every_rule_loads_its_fold_or_copies() -> None:
         fold = rule.load()
         assert all(callable(getattr(fold, name)) for name in ("start", "step", "finish"))
     for rule in (methods.BASE, methods.EQUAL):
-        assert (rule.fold, rule.needs_base, rule.elementwise) == (None, True, True)
+        assert (rule.fold, rule.needs_base, rule.cut) == (None, True, methods.Cut.BLOCKS)
 
 
 def test_working_bytes_are_counted_in_float32() -> None:

@@ -1,0 +1,75 @@
+"""What a method is to everyone else: its name, its parameters, and the rule it gives each tensor.
+
+Loads neither torch nor any method's code: a rule names the code, which is imported when a merge runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from importlib import import_module
+from typing import Literal
+
+from dopkit.methods.fold import Fold
+from dopkit.methods.parameters import Parameters
+from dopkit.roles import Role
+
+Shape = tuple[int, ...]
+Scale = float | Literal["norm"]
+
+
+class Cut(Enum):
+    """How a tensor may be cut into parts that are merged one after another."""
+
+    BLOCKS = "rows"  # element by element: any run of rows
+    MATRICES = "matrices"  # two axes belong together; of more than two, each slice along the first is its own matrix
+    WHOLE = "whole"  # every element counts for every other
+
+
+def merged_alone(shape: Shape) -> dict[str, tuple[str, Shape]]:
+    """The state of a fold that carries nothing but the merged weights."""
+    return {"merged": ("F32", shape)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What is done with one tensor."""
+
+    name: str  # as the plan and the receipt print it
+    fold: str | None  # "package.module:Class" of a Fold without arguments; None copies the base's tensor
+    cut: Cut
+    needs_base: bool
+    # Bytes at work for one part of this shape beyond the part being read: an upper estimate.
+    working_bytes: Callable[[Shape], int]
+    # Rough seconds of one core to fold one model into a part of this shape: for the time left, and to share out work.
+    effort: Callable[[Shape], float]
+    float64: bool = False  # whether it factorises in float64, which not every device has
+    # What `Fold.pack` gives for one part of this shape: name to safetensors dtype and shape.
+    state: Callable[[Shape], Mapping[str, tuple[str, Shape]]] = merged_alone
+
+    def load(self) -> Fold:
+        """Import the code and make the fold."""
+        assert self.fold is not None, f"{self.name} copies"
+        module, _, attribute = self.fold.partition(":")
+        fold: Fold = getattr(import_module(module), attribute)()
+        return fold
+
+
+@dataclass(frozen=True)
+class Method:
+    """A merge method as recipes name it."""
+
+    name: str
+    summary: str
+    parameters: type[Parameters]
+    # (parameters, canonical name, role, shape) -> what is done with that floating-point tensor
+    rule_for: Callable[[Parameters, str, Role, Shape], Rule]
+    paper: str
+    needs_base: bool
+    # Whether the order of the models changes the result.
+    ordered: bool
+    least_models: int = 1
+    # What the merged task vector is multiplied by at the end: a number, `norm` (so that its norm over the whole model
+    # is the mean norm of the models' task vectors), or nothing.
+    scale_of: Callable[[Parameters], Scale | None] = lambda parameters: None
