@@ -248,7 +248,7 @@ def test_a_refusal_after_the_download_leaves_nothing(server: TestHub, monkeypatc
     def refuse(*_: object) -> None:
         raise PlanError("integers differ")
 
-    monkeypatch.setattr("dopkit.pipeline._compare_values", refuse)
+    monkeypatch.setattr("dopkit.pipeline.compare_values", refuse)
     with pytest.raises(PlanError, match="integers differ"):
         dopkit.run(dopkit.parse_recipe(RECIPE), "out")
     assert sorted(path.name for path in Path().iterdir()) == ["cache"]

@@ -161,7 +161,7 @@ def test_interrupt_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPat
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dopkit.pipeline._merge", interrupted)
+    monkeypatch.setattr("dopkit.pipeline.merge", interrupted)
     result = invoke("run", "trio.yaml")
     assert result.exit_code == 1
     assert result.stderr.endswith("interrupted; the same command continues where it stopped\n")
@@ -171,7 +171,7 @@ def test_a_bug_keeps_its_traceback(recipe: Path, monkeypatch: pytest.MonkeyPatch
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("dopkit.pipeline._merge", broken)
+    monkeypatch.setattr("dopkit.pipeline.merge", broken)
     assert isinstance(invoke("run", "trio.yaml").exception, ZeroDivisionError)
 
 
