@@ -22,8 +22,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from dopkit.adding import add
     from dopkit.errors import DopkitError
+    from dopkit.evaluation import evaluate_model
     from dopkit.hub_recipes import load_recipe
+    from dopkit.inspection import inspect
+    from dopkit.loading import load
     from dopkit.pipeline import Options, Result, plan, run
     from dopkit.planning import Plan
     from dopkit.progress import Progress
@@ -41,6 +45,10 @@ __all__ = [
     "Recipe",
     "Result",
     "__version__",
+    "add",
+    "evaluate_model",
+    "inspect",
+    "load",
     "load_recipe",
     "parse_recipe",
     "plan",
@@ -57,6 +65,10 @@ _HOMES = {
     "Pushed": "publishing",
     "Recipe": "recipe",
     "Result": "pipeline",
+    "add": "adding",
+    "evaluate_model": "evaluation",
+    "inspect": "inspection",
+    "load": "loading",
     "load_recipe": "hub_recipes",
     "parse_recipe": "recipe.reading",
     "plan": "pipeline",

@@ -13,10 +13,9 @@ from typing import Any
 
 from dopkit.checkpoints import Checkpoint
 from dopkit.planning import Plan
+from dopkit.planning.heads import LABEL_KEYS
 from dopkit.specs import DTYPES, MERGEABLE
 from dopkit.writer import write_text
-
-_HEAD_KEYS = ("id2label", "label2id", "num_labels", "_num_labels", "problem_type")
 
 
 def write_side_files(folder: Path, plan: Plan, donor: Checkpoint, backbone: str | None) -> list[str]:
@@ -44,7 +43,7 @@ def corrected_config(config: Mapping[str, Any], plan: Plan, backbone: str | None
     if dtype and not {"dtype", "torch_dtype"} & result.keys():
         result["dtype"] = dtype
     if plan.headless:
-        result = {key: value for key, value in result.items() if key not in _HEAD_KEYS}
+        result = {key: value for key, value in result.items() if key not in LABEL_KEYS}
         if backbone:
             result["architectures"] = [backbone]
     return result

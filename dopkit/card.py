@@ -6,7 +6,7 @@ A pure function of receipt, recipe and what the sources say of themselves. Metad
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import yaml
 
 from dopkit import receipt
 from dopkit.checkpoints import Checkpoint
+from dopkit.errors import count
 from dopkit.planning import Plan
 from dopkit.receipt import Receipt
 from dopkit.units import show_seconds, show_size
@@ -38,6 +39,7 @@ _TASKS = (
 )
 
 CARD_FILE = "README.md"
+_LONGEST_LABEL = 40  # characters
 _ELSEWHERE = "  # or the folder or repository it is in"
 
 
@@ -91,7 +93,7 @@ def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name:
         f"# {name}",
         _opening(plan),
         "## Models merged\n\n" + _models(plan),
-        "## Use\n\n" + _usage(name, class_name, headless=plan.headless),
+        "## Use\n\n" + _usage(name, class_name, headless=plan.headless, heads=done["heads"]),
         f"## Recipe\n\n```yaml\n{recipe_yaml.strip()}\n```\n\n" + _again(plan),
         "## What the run measured\n\n" + _measured(plan, done),
         "## Licences\n\n" + _licences(sources),
@@ -100,7 +102,7 @@ def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name:
 
 
 def _metadata(plan: Plan, sources: Sequence[SourceCard], class_name: str | None) -> dict[str, Any]:
-    repos = dict.fromkeys(source.ref.repo for source in (plan.donor, *plan.models) if source.ref.repo)
+    repos = dict.fromkeys(source.ref.repo for source in (plan.donor, *plan.merged_models) if source.ref.repo)
     data: dict[str, Any] = {}
     if repos:
         data["base_model"] = list(repos)
@@ -141,7 +143,7 @@ def _task(class_name: str | None) -> tuple[str, str, str] | None:
 
 def _opening(plan: Plan) -> str:
     method = plan.recipe.method
-    models = len(plan.models)
+    models = len(plan.merged_models)
     how = f"**{method.name}**: {method.summary} ({method.paper})"
     return f"This model was merged from {models} model{'s' if models > 1 else ''} with dopkit, by {how}."
 
@@ -149,7 +151,7 @@ def _opening(plan: Plan) -> str:
 def _models(plan: Plan) -> str:
     rows = ["| | model | commit |", "|---|---|---|"]
     base = [("base", plan.donor)] if plan.recipe.base_model is not None else []
-    for label, source in [*base, *((str(step), source) for step, source in enumerate(plan.models, start=1))]:
+    for label, source in [*base, *((str(step), source) for step, source in enumerate(plan.merged_models, start=1))]:
         if source.ref.repo:
             link = f"[{source.ref.repo}](https://huggingface.co/{source.ref.repo})"
             rows.append(f"| {label} | {link} | `{source.identity[:12]}` |")
@@ -160,21 +162,43 @@ def _models(plan: Plan) -> str:
 
 
 def addressed(text: str, repo_id: str) -> str:
-    """The card for a repository: its snippet loads the model from there. Whatever else was edited stays."""
-    line = re.compile(rf'from_pretrained\("[^"\n]*"\){re.escape(_ELSEWHERE)}')
-    return line.sub(f'from_pretrained("{repo_id}")', text)
+    """The card for a repository: its snippets load the model from there. Whatever else was edited stays."""
+    line = re.compile(rf'(from_pretrained|dopkit\.load)\("[^"\n]*"([^\n]*\)){re.escape(_ELSEWHERE)}')
+    return line.sub(rf'\1("{repo_id}"\2', text)
 
 
-def _usage(name: str, class_name: str | None, headless: bool) -> str:
+def _usage(name: str, class_name: str | None, headless: bool, heads: Sequence[Mapping[str, Any]]) -> str:
     task = _task(class_name)
     auto = "AutoModel" if headless or task is None else task[2]
     load = f'model = {auto}.from_pretrained("{name}"){_ELSEWHERE}'
     text = f"```python\nfrom transformers import {auto}\n\n{load}\n```"
+    if heads:
+        return f"{text}\n\nThis is the backbone alone. {_heads(name, heads)}"
     return text + ("\n\nThis is the backbone alone: the models' output heads were left out." if headless else "")
 
 
+def _heads(name: str, heads: Sequence[Mapping[str, Any]]) -> str:
+    """How to load what was kept of each model beside the backbone."""
+    load = f'model = dopkit.load("{name}", head="{heads[0]["name"]}"){_ELSEWHERE}'
+    rows = ["| head | class | labels |", "|---|---|---|"]
+    rows += [f"| `{head['name']}` | {head['architecture']} | {_labels(head)} |" for head in heads]
+    snippet = f"```python\nimport dopkit\n\n{load}\n```"
+    return "With the output head of a model it is that model's class:\n\n" + snippet + "\n\n" + "\n".join(rows)
+
+
+def _labels(head: Mapping[str, Any]) -> str:
+    """How many, and what the first of them are called; a card is no place for a thousand."""
+    if not head["labels"]:
+        return ""
+    first = ", ".join(re.sub(r"[|`\s]+", " ", name)[:_LONGEST_LABEL] for name in head["first_labels"])
+    more = ", ..." if len(head["first_labels"]) < head["labels"] else ""
+    return f"{head['labels']}: {first}{more}" if first else str(head["labels"])
+
+
 def _again(plan: Plan) -> str:
-    if all(source.ref.repo for source in (plan.donor, *plan.models)):
+    if plan.continues and plan.continues.inexact:
+        return f"It was made in several merges, and the recipe in one gives something else: {plan.continues.inexact}."
+    if all(source.ref.repo for source in (plan.donor, *plan.merged_models)):
         return f"Every model is named at the commit that was merged: `dopkit run {receipt.RECIPE_FILE}` makes it again."
     return "Some of the sources are local folders: only who has them can make it again."
 
@@ -182,6 +206,8 @@ def _again(plan: Plan) -> str:
 def _measured(plan: Plan, done: Receipt) -> str:
     run, lines = done["run"], []
     rules = ", ".join(f"{tensors} by `{rule}`" for rule, (tensors, _) in plan.rules().items())
+    if plan.continues:
+        lines.append(f"- the last of several merges, which added {count(len(plan.models) - 1, 'model')}:")
     lines.append(f"- {len(plan.jobs)} tensors, {show_size(plan.output_bytes)}: {rules}")
     left = len({(one.ref, one.name) for one in plan.dropped})
     if left:

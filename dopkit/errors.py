@@ -1,13 +1,14 @@
 """Every error dopkit raises on purpose, and how a list of problems becomes one message.
 
     DopkitError
-    ├── RecipeError        the recipe file: spelling, values, unknown keys
+    ├── RecipeError        a recipe or task file: spelling, values, unknown keys
     ├── CheckpointError    a source cannot be read, or is not what it says it is
     ├── HubError           the Hub cannot be reached, or refuses
     ├── PlanError          the recipe is well-formed, but this merge cannot work
     ├── OutputError        the output folder is in the way, busy, or full
     ├── MergeError         a run failed in the middle (a tensor is not finite, say)
-    └── VerificationError  the finished folder is not what the plan promised
+    ├── VerificationError  the finished folder is not what the plan promised
+    └── EvaluationError    a model cannot be scored on a task, or its data cannot be read
 
 Only this tree is caught at the command line; anything else is a bug and keeps its traceback.
 This module does not know where errors are shown.
@@ -54,7 +55,7 @@ class DopkitError(Exception):
 
 
 class RecipeError(DopkitError):
-    """The recipe file is wrong: all its problems at once, each with its line."""
+    """A recipe or task file is wrong: all its problems at once, each with its line."""
 
 
 class CheckpointError(DopkitError):
@@ -79,6 +80,10 @@ class MergeError(DopkitError):
 
 class VerificationError(DopkitError):
     """The merged folder does not hold what the plan promised."""
+
+
+class EvaluationError(DopkitError):
+    """A model cannot be scored on a task, or the data cannot be read: all reasons at once, before a model runs."""
 
 
 def count(number: int, noun: str) -> str:

@@ -8,13 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dopkit import publishing, receipt
-from dopkit.errors import PlanError
-from dopkit.merging import merge
+from dopkit import publishing, receipt, steps
+from dopkit.assessment import Assessment, assess, check_tasks
+from dopkit.errors import OutputError, PlanError, Problem
+from dopkit.merging import Earlier, merge
 from dopkit.planning import Plan
-from dopkit.preparing import Options, compare_values, fetch, prepare
+from dopkit.planning.outputs import STATE
+from dopkit.preparing import Options, Prepared, compare_values, fetch, prepare
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
+from dopkit.writer import OutputFolder
 
 __all__ = ["Options", "Result", "plan", "run"]
 
@@ -27,6 +30,7 @@ class Result:
     plan: Plan
     receipt: receipt.Receipt
     already_there: bool = False  # it had been finished before; nothing was done
+    assessment: Assessment | None = None  # what it scores, when tasks were given
     pushed: publishing.Pushed | None = None
 
 
@@ -37,7 +41,8 @@ def plan(
 
     Raises PlanError with every reason why the merge cannot work; OutputError when another merge is in the way.
     """
-    with prepare(recipe, out, options or Options(), progress or Progress()) as prepared:
+    options = options or Options()
+    with prepare(recipe, place_of(recipe, out, options), options, progress or Progress()) as prepared:
         prepared.output.finished(prepared.fingerprint)  # raises if another merge is in the way
         if not prepared.plan.download_bytes:
             compare_values(prepared)
@@ -54,24 +59,61 @@ def run(
     which the same call continues.
     """
     options, progress = options or Options(), progress or Progress()
+    if options.push is not None:
+        options = replace(options, push=options.push.by_default(recipe.repo_id))
+    if options.tasks is not None:
+        check_tasks(options.tasks)
+    with prepare(recipe, place_of(recipe, out, options), options, progress, download=True) as prepared:
+        result = finish(prepared, options, progress)
+    return published(assessed(result, options, progress), options, progress)
+
+
+def place_of(recipe: Recipe, out: str | Path | None, options: Options) -> OutputFolder:
+    """Where a merge goes: by default a folder named after the recipe."""
+    return OutputFolder(Path(out) if out is not None else Path(recipe.name), options.overwrite)
+
+
+def finish(prepared: Prepared, options: Options, progress: Progress, earlier: Earlier | None = None) -> Result:
+    """Download what is missing and merge, unless the folder already is this very merge."""
+    output, made = prepared.output, prepared.plan
+    if output.finished(prepared.fingerprint, weights=not options.frees):
+        done = receipt.read(output.path)
+        _require(made, output.path)
+        return Result(output.path, made, done, already_there=True)
+    fetch(prepared, progress)
+    try:
+        compare_values(prepared, related=earlier is not None)
+    except PlanError:
+        output.discard_untouched()
+        raise
+    return Result(output.path, made, merge(prepared, progress, options, earlier))
+
+
+def assessed(result: Result, options: Options, progress: Progress) -> Result:
+    """The merge scored and reported, if tasks were given."""
+    if options.tasks is None:
+        return result
+    found = assess(result.folder, options.tasks, options, progress)
+    return replace(result, assessment=found, receipt=found.receipt)
+
+
+def published(result: Result, options: Options, progress: Progress) -> Result:
+    """The merge on the Hub as well, if that was asked for."""
     if options.push is None:
-        return _run(recipe, out, options, progress)
-    push = options.push.by_default(recipe.repo_id)
-    result = _run(recipe, out, replace(options, push=push), progress)
-    assert push.repo_id is not None, "the plan was refused without one"
-    return replace(result, pushed=publishing.push(result.folder, push.repo_id, push, progress))
+        return result
+    assert options.push.repo_id is not None, "the plan was refused without one"
+    pushed = publishing.push(result.folder, options.push.repo_id, options.push, progress)
+    return replace(result, pushed=pushed)
 
 
-def _run(recipe: Recipe, out: str | Path | None, options: Options, progress: Progress) -> Result:
-    with prepare(recipe, out, options, progress, download=True) as prepared:
-        if prepared.output.finished(prepared.fingerprint, weights=not options.frees):
-            done = receipt.read(prepared.output.path)
-            return Result(prepared.output.path, prepared.plan, done, already_there=True)
-        fetch(prepared, progress)
-        try:
-            compare_values(prepared)
-        except PlanError:
-            prepared.output.discard_untouched()
-            raise
-        done = merge(prepared, progress, options)
-        return Result(prepared.output.path, prepared.plan, done)
+def _require(made: Plan, folder: Path) -> None:
+    """A finished merge must have what is asked for besides the model. Raises OutputError."""
+    lacks = []
+    if made.keeps_steps and not set(made.written_steps[:-1]) <= set(steps.saved(folder)):
+        lacks.append("the models of earlier steps")
+    if made.state_shards and not (folder / STATE).is_dir():
+        lacks.append("the state of its folds")
+    if lacks:
+        what = f"is this merge, without {' and '.join(lacks)}"
+        problem = Problem(str(folder), what, "Merge again with --overwrite.")
+        raise OutputError("the output folder is in the way", [problem])

@@ -5,24 +5,23 @@ Writes nothing but an empty journal, and that only when weights are about to be 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from dopkit import hub, pinning, publishing
-from dopkit.checkpoints import Checkpoint
+from dopkit import heads, hub, pinning, publishing
 from dopkit.device import Devices, choose
+from dopkit.engine.descent import check_descent
 from dopkit.engine.equality import check_equal
-from dopkit.errors import PlanError, count
+from dopkit.errors import PlanError, Problem, count
 from dopkit.measure import available_bytes
-from dopkit.opening import look_at_all, merged_twice, open_all
-from dopkit.planning import Plan
-from dopkit.planning.building import Room, build
-from dopkit.planning.matching import Model
+from dopkit.planning import Continuation, Plan
+from dopkit.planning.building import Room, Wanted
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
+from dopkit.sources import Sources, open_sources
 from dopkit.writer import Journal, OutputFolder
 
 
@@ -36,6 +35,14 @@ class Options:
     overwrite: bool = False  # replace an output folder that dopkit made
     stream: bool = False  # read the weights over the network while merging, and store none of them
     push: publishing.PushOptions | None = None  # publish what was merged
+    save_steps: bool = False  # keep the model after every step
+    keep_state: bool = False  # keep the state of the folds, so that models added later give the very same
+    tasks: str | Path | None = None  # a file of tasks: score the model after every step, and write a report
+
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether the models of earlier steps are written: tasks are scored on each of them."""
+        return self.save_steps or self.tasks is not None
 
     @property
     def frees(self) -> bool:
@@ -45,15 +52,16 @@ class Options:
 
 @dataclass
 class Prepared:
-    """Opened sources and the plan made from them."""
+    """Opened sources, the plan made from them, and where the result goes."""
 
     recipe: Recipe  # as it was given, its order drawn
-    plan: Plan
-    donor: Checkpoint
-    models: Sequence[Checkpoint]
-    donor_model: Model
+    sources: Sources
     devices: Devices
     output: OutputFolder
+
+    @property
+    def plan(self) -> Plan:
+        return self.sources.plan
 
     @cached_property
     def fingerprint(self) -> str:
@@ -67,53 +75,38 @@ class Prepared:
 
 @contextmanager
 def prepare(
-    recipe: Recipe, out: str | Path | None, options: Options, progress: Progress, download: bool = False
+    recipe: Recipe,
+    output: OutputFolder,
+    options: Options,
+    progress: Progress,
+    download: bool = False,
+    continues: Continuation | None = None,
 ) -> Iterator[Prepared]:
-    seed = (recipe.seed or 0) if recipe.order == "shuffle" else None
-    given = recipe = recipe.drawn()
+    """Open the models and plan their merge into ``output``. Raises PlanError with every reason why it cannot work."""
     devices = choose(options.device)
-    output = OutputFolder(Path(out) if out is not None else Path(recipe.name), options.overwrite)
-    with ExitStack() as stack:
-        pins = pinning.remembered(recipe, output)
-        if pins:
-            progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
-        obstacles = [obstacle] if (obstacle := output.obstacle()) else []
-        if options.push:
-            obstacles += publishing.obstacles(recipe.refs, options.push.by_default(recipe.repo_id))
-        opened, problems = open_all(recipe, pins, progress, download and not obstacles)
-        problems += obstacles
-        for checkpoint in opened.values():
-            stack.callback(checkpoint.close)
-        if len(opened) < len(recipe.refs):  # without every header there is nothing to compare
-            raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
-        recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
-        problems += merged_twice(recipe)
-        checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
-        models = look_at_all(checkpoints, recipe.donor)
-        in_order = [entry.model for entry in recipe.models]
-        made = build(
-            recipe,
-            models[recipe.donor],
-            [models[ref] for ref in in_order],
-            _room(output, options),
-            options.max_shard_size,
-            seed,
-            problems,
-            options.stream,
-        )
-        if made.streamed:
-            checkpoints = {ref: checkpoint.streamed() for ref, checkpoint in checkpoints.items()}
-            for checkpoint in checkpoints.values():
-                stack.callback(checkpoint.close)
-        yield Prepared(
-            given,
-            made,
-            checkpoints[recipe.donor],
-            [checkpoints[ref] for ref in in_order],
-            models[recipe.donor],
-            devices,
-            output,
-        )
+    pins = pinning.remembered(recipe.drawn(), output)
+    if pins:
+        progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
+    obstacles = [obstacle] if (obstacle := output.obstacle()) else []
+    if options.tasks and options.frees:
+        remedy = "Leave out --stream or --tasks, or push afterwards."
+        obstacles.append(Problem("", "scoring needs the weights, and --stream --push-to-hub leaves none here", remedy))
+    if options.push:
+        # The model that a merge goes on from is no source of the result, those that are in it are.
+        merged = (*continues.recipe.refs, *(entry.model for entry in recipe.models[1:])) if continues else recipe.refs
+        obstacles += publishing.obstacles(merged, options.push.by_default(recipe.repo_id))
+    with open_sources(
+        recipe,
+        _room(output, options),
+        progress,
+        options.max_shard_size,
+        stream=options.stream,
+        download=download,
+        pins=pins,
+        obstacles=obstacles,
+        wanted=Wanted(options.keeps_steps, options.keep_state, continues),
+    ) as sources:
+        yield Prepared(recipe.drawn(), sources, devices, output)
 
 
 def _room(output: OutputFolder, options: Options) -> Room:
@@ -130,11 +123,20 @@ def fetch(prepared: Prepared, progress: Progress) -> None:
     if prepared.plan.download_bytes and not prepared.plan.streamed:
         prepared.open_journal().close()  # remembers the commits, should the download break and a branch move
         progress.stage("downloading")
-    for checkpoint in dict.fromkeys([prepared.donor, *prepared.models]):
+    for checkpoint in prepared.sources.distinct:
         checkpoint.fetch()
 
 
-def compare_values(prepared: Prepared) -> None:
-    """Refuse what no header tells: integers that differ, tied tensors that do not agree. Few and small, as a rule."""
-    if problems := check_equal(prepared.plan, prepared.donor, prepared.models):
+def compare_values(prepared: Prepared, related: bool = False) -> None:
+    """Refuse what no header tells: integers that differ, tied tensors that do not agree, heads that are not finite.
+
+    Few and small, as a rule.
+
+    With ``related`` also models whose weights do not descend from the base's, judged by a sample. Raises PlanError.
+    """
+    made, sources = prepared.plan, prepared.sources
+    problems = check_equal(made, sources.donor, sources.models) + heads.not_finite(made, sources.models)
+    if related:
+        problems += check_descent(made, sources.donor, sources.models)
+    if problems:
         raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)

@@ -23,3 +23,9 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something worth a line of its own."""
+
+    def begin_scoring(self, what: str, samples: int) -> None:
+        """A model is scored on a task (``step 2: mnist``) of so many samples."""
+
+    def scored(self, samples: int) -> None:
+        """So many more of them are scored."""

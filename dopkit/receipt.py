@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dopkit import __version__
 from dopkit.errors import OutputError, Problem
@@ -51,9 +51,26 @@ class _ShardShape(_Strict):
     sha256: str
 
 
+class _HeadShape(_Strict):
+    name: str
+    model: str
+    architecture: str
+    file: Annotated[str, Field(pattern=r"^heads/[^/\\\x00]+\.safetensors$")]
+    bytes: _Size
+    sha256: str
+    labels: int | None
+    first_labels: list[str]
+
+
 class _StepShape(_Strict):
-    objective_before: float
-    objective_after: float
+    objective_before: float | None = None  # of methods that minimise one
+    objective_after: float | None = None
+
+    @model_validator(mode="after")
+    def _both_or_neither(self) -> _StepShape:
+        if (self.objective_before is None) != (self.objective_after is None):
+            raise ValueError("an objective before without one after")
+        return self
 
 
 class _TensorShape(_Strict):
@@ -74,6 +91,7 @@ class _Shape(_Strict):
     versions: dict[str, str]
     max_shard_size: Annotated[int, Field(gt=0)] | None = None
     shards: list[_ShardShape]
+    heads: list[_HeadShape] = []
     tensors: dict[str, _TensorShape]
 
 
@@ -84,21 +102,30 @@ def make(
     shards: Sequence[ShardFile],
     run: Mapping[str, Any],
     verified: Mapping[str, Any],
+    scale: float = 1.0,
+    heads: Sequence[Mapping[str, Any]] = (),
 ) -> Receipt:
-    """The receipt of a finished run. ``entries`` are the journal's, by tensor name."""
+    """The receipt of a finished run. ``entries`` are the journal's, by tensor name.
+
+    ``scale`` is what the merged task vector was multiplied by, ``heads`` are those that lie beside the backbone.
+    """
     return {
         "layout": LAYOUT,
         "fingerprint": fingerprint,
         "method": plan.recipe.merge_method,
         "parameters": plan.recipe.parameters.in_force(),
         "base": None if plan.recipe.base_model is None else _source(plan.donor),
-        "models": [_source(source) for source in plan.models],
+        "models": [_source(source) for source in plan.merged_models],
+        "merged_before": plan.continues.step if plan.continues else 0,
+        "scale": scale,
+        "steps": [step for step in plan.written_steps if step != plan.last_step],
         "order": "given" if plan.seed is None else {"shuffle": {"seed": plan.seed}},
         "run": dict(run),
         "verified": dict(verified),
         "versions": versions(),
         "max_shard_size": plan.max_shard_size,
         "shards": [{"file": shard.file, "bytes": shard.size, "sha256": shard.sha256} for shard in shards],
+        "heads": [dict(head) for head in heads],
         "tensors": {job.name: _tensor(entries[job.name], str(job.role)) for job in plan.jobs},
         "dropped": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in plan.dropped],
         "notes": list(plan.notes),
@@ -146,14 +173,23 @@ def to_json(receipt: Receipt) -> str:
 
 
 def objective(receipt: Receipt) -> str | None:
-    """What became of DOP's objective over all matrices and steps, as a clause; None when no matrix was solved for."""
-    solved = [tensor["steps"] for tensor in receipt["tensors"].values() if "steps" in tensor]
-    steps = [step for each in solved for step in each if "objective_before" in step]
-    if not steps:
+    """What became of the objective over all matrices and steps, as a clause; None for a method that minimises none.
+
+    An objective over pairs adds up over the steps; one over all models is what the last step left.
+    """
+    pairs = receipt.get("parameters", {}).get("history") == "last"
+    before = after = 0.0
+    matrices = 0
+    for tensor in receipt["tensors"].values():
+        steps = [step for step in tensor.get("steps", []) if step.get("objective_before") is not None]
+        matrices += bool(steps)
+        for step in steps if pairs else steps[-1:]:
+            before, after = before + step["objective_before"], after + step["objective_after"]
+    if not matrices:
         return None
-    before, after = (sum(step[f"objective_{when}"] for step in steps) for when in ("before", "after"))
     share = f"{after / before:.1%} of" if before else "no more than"
-    return f"DOP's objective over {len(solved)} matrices: {share} what it is at the mean of each pair"
+    where = "at the mean of each pair" if pairs else "at the mean of the models"
+    return f"the objective over {matrices} matri{'x' if matrices == 1 else 'ces'}: {share} what it is {where}"
 
 
 def _source(source: Any) -> dict[str, Any]:

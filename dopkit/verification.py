@@ -15,6 +15,7 @@ from dopkit.errors import CheckpointError, Problem, VerificationError
 from dopkit.planning import Plan
 from dopkit.planning.matching import Model
 from dopkit.refs import ModelRef
+from dopkit.roles import Role
 from dopkit.specs import TensorSpec
 
 Report = dict[str, str]
@@ -89,5 +90,7 @@ def _loads(plan: Plan, donor: Model) -> str:
 def _expected(plan: Plan, donor: Model) -> set[str]:
     """The keys that are missing on purpose, and those that the donor itself loads without."""
     own = skeleton.check_loads(donor.config, {name: spec.shape for name, spec in donor.specs.items()})
-    left = {one.name for one in plan.dropped if one.why == "heads: drop" and one.ref.key == donor.source.ref.key}
-    return {problem.place for problem in own.problems} | {donor.skeleton.roles[name].canonical for name in left}
+    written = {job.canonical for job in plan.jobs}
+    left = {canonical for canonical, name in donor.names.items() if plan.headless and donor.role(name) is Role.HEAD}
+    left |= {twin for twin, source in donor.skeleton.tied.items() if source in left}
+    return {problem.place for problem in own.problems} | (left - written)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dopkit.linalg.spectra import column_blocks, energy_rank, leading_directions, working_dtype
+from dopkit.linalg.spectra import column_blocks, energy_rank, leading_directions, triplets, working_dtype
 
 FOUR = torch.tensor([4.0, 3.0, 2.0, 1.0])
 
@@ -113,3 +113,24 @@ def test_working_dtype_is_the_best_the_device_has():
     assert working_dtype(torch.device("cpu")) is torch.float64
     assert working_dtype(torch.device("cuda")) is torch.float64
     assert working_dtype(torch.device("mps")) is torch.float32
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4)])
+@pytest.mark.parametrize("rank", [0, 1, 3])
+def test_triplets_are_those_that_can_be_told_from_zero(shape, rank):
+    generator = torch.Generator().manual_seed(1)
+    one, other = (torch.randn(side, rank, generator=generator, dtype=torch.float64) for side in shape)
+    matrix = one @ other.mT
+    found = triplets(matrix)
+    assert found.left.shape == (shape[0], rank)
+    assert found.right.shape == (rank, shape[1])
+    torch.testing.assert_close(found.values, torch.linalg.svdvals(matrix)[:rank])
+    torch.testing.assert_close((found.left * found.values) @ found.right, matrix)
+    for vectors in (found.left.mT, found.right):
+        torch.testing.assert_close(vectors @ vectors.mT, torch.eye(rank, dtype=torch.float64))
+
+
+def test_triplets_of_nothing():
+    for shape in ((0, 4), (4, 0), (3, 2)):
+        found = triplets(torch.zeros(shape, dtype=torch.float64))
+        assert (found.left.shape, found.values.shape, found.right.shape) == ((shape[0], 0), (0,), (0, shape[1]))

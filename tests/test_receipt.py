@@ -41,9 +41,12 @@ def test_what_it_says_is_what_happened(llama: Path, tmp_path: Path, make_recipe:
 
 def test_objective_adds_up_the_steps() -> None:
     steps = [{"objective_before": 3.0, "objective_after": 1.0}, {"objective_before": 2.0, "objective_after": 0.5}]
-    done = {"tensors": {"a": {"steps": steps}, "b": {"steps": steps[:1]}, "c": {}}}
-    clause = "DOP's objective over 2 matrices: 31.2% of what it is at the mean of each pair"
+    pairs = {"parameters": {"history": "last"}}
+    done = {**pairs, "tensors": {"a": {"steps": steps}, "b": {"steps": steps[:1]}, "c": {}}}
+    clause = "the objective over 2 matrices: 31.2% of what it is at the mean of each pair"
     assert receipt.objective(done) == clause
+    at_once = {"parameters": {"history": "all"}, "tensors": {"a": {"steps": [{"step": 1}, *steps]}}}
+    assert receipt.objective(at_once) == "the objective over 1 matrix: 25.0% of what it is at the mean of the models"
     still = {"tensors": {"a": {"steps": [{"objective_before": 0.0, "objective_after": 0.0}]}}}
     assert "no more than what it is" in str(receipt.objective(still))
     assert receipt.objective({"tensors": {"c": {}}}) is None

@@ -17,6 +17,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
+from dopkit import methods
 from dopkit.cli import main
 
 Run = Callable[..., Result]
@@ -61,7 +62,7 @@ def test_unknown_method(run: Run) -> None:
     result = run(RECIPE.replace("dop", "dop-2"))
     assert result.stderr.splitlines() == [
         "recipe.yaml has 1 problem",
-        "  line 2: unknown method 'dop-2' (did you mean 'dop'? known: average, dop)",
+        f"  line 2: unknown method 'dop-2' (did you mean 'dop'? known: {', '.join(sorted(methods.BUILTIN))})",
     ]
 
 
@@ -160,7 +161,55 @@ def test_heads_of_other_shape(run: Run, tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         "cannot merge: 1 problem",
         "  ./e1: output head differs in shape: classifier.bias is 5, in ./base 3 (and 1 more)",
-        "    Keep the base's head with `heads: base`, or merge the backbones alone with `heads: drop`.",
+        "    Keep every model's head with `heads: per-task`, the base's with `heads: base`, or none with `drop`.",
+    ]
+
+
+def test_heads_that_are_not_there(run: Run, models: Path) -> None:
+    result = run(RECIPE + "heads: per-task\n")
+    assert result.stderr.splitlines() == [
+        "cannot merge: 1 problem",
+        "  `heads: per-task` keeps the models' output heads, and none of the models has one",
+        "    Merge the backbones alone with `heads: drop`.",
+    ]
+
+
+def test_a_head_that_nothing_could_load(run: Run, models: Path) -> None:
+    tiny.edit(models / "e0", models / "e2", lambda tensors: {**tensors, "classifier.weight": torch.ones(3, 16)})
+    result = run(RECIPE.replace("./e0", "./e2") + "heads: per-task\n")
+    assert result.stderr.splitlines() == [
+        "cannot merge: 1 problem",
+        "  ./e2: its output head could not be loaded again: ViTModel has no place for classifier.weight",
+        "    Name its class under `architectures` in its config.json. Merge the backbones alone with `heads: drop`.",
+    ]
+
+
+def test_a_head_whose_backbone_is_left_out(run: Run, tmp_path: Path) -> None:
+    for name, labels in (("base", None), ("e0", 3), ("e1", 4)):
+        tiny.make_vit(tmp_path / name, labels)
+    bare = tiny.edit(
+        tmp_path / "base", tmp_path / "bare", lambda each: {key: each[key] for key in each if "norm.bias" not in key}
+    )
+    result = run(RECIPE.replace("./base", str(bare)) + "heads: per-task\ncopy: ['*norm.bias']\n")
+    what = f"its output head stands on vit.layernorm.bias, which {bare} has none of to copy"
+    remedy = "    Merge the backbones alone with `heads: drop`."
+    assert result.stderr.splitlines() == [
+        "cannot merge: 2 problems", f"  ./e0: {what}", remedy, f"  ./e1: {what}", remedy
+    ]  # fmt: skip
+
+
+def test_a_head_that_is_not_finite(run: Run, tmp_path: Path) -> None:
+    def spoil(tensors: tiny.Tensors) -> tiny.Tensors:
+        return {**tensors, "classifier.bias": torch.tensor([0.0, float("nan"), 0.0])}
+
+    tiny.make_vit(tmp_path / "base")
+    tiny.edit(tiny.make_vit(tmp_path / "whole", 3), tmp_path / "e0", spoil)
+    tiny.make_vit(tmp_path / "e1", 5)
+    result = run(RECIPE + "heads: per-task\n")
+    assert result.stderr.splitlines() == [
+        "cannot merge: 1 problem",
+        "  ./e0: classifier.bias holds values that are NaN or infinite",
+        "    Fetch the model again, or leave it out.",
     ]
 
 

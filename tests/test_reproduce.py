@@ -245,7 +245,7 @@ def test_a_merge_of_which_nothing_was_made_is_in_nobodys_way(server: TestHub, mo
 
 
 def test_a_refusal_after_the_download_leaves_nothing(server: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PlanError("integers differ")
 
     monkeypatch.setattr("dopkit.pipeline.compare_values", refuse)

@@ -13,6 +13,7 @@ import tiny
 from stopping import Stopped, stop_after
 
 import dopkit
+from dopkit.adding import add
 from dopkit.errors import OutputError
 
 MakeRecipe = Callable[..., dopkit.Recipe]
@@ -46,6 +47,43 @@ def test_a_rerun_continues(
     assert result.receipt["shards"] == whole.receipt["shards"]
     assert result.receipt["tensors"].keys() == whole.receipt["tensors"].keys()
     assert result.receipt["run"]["resumed"] is (tensors > 0)
+
+
+@pytest.mark.parametrize("method", ["opcm", "dop"])
+@pytest.mark.parametrize("tensors", [1, 20, 45, 60, 90, 110, 135])
+def test_a_rerun_continues_with_steps_state_and_scale(
+    vit: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, method: str, tensors: int
+) -> None:
+    """Stopped in either pass, between a step's tensor and its state: every file ends with the same bytes."""
+    recipe = make_recipe(vit, ["e0", "e1", "e2"], method, parameters={"scale": "norm"} if method == "dop" else {})
+    options = dopkit.Options(max_shard_size=6000, save_steps=True, keep_state=True)
+    dopkit.run(recipe, tmp_path / "whole", options)
+    with monkeypatch.context() as patch:
+        stop_after(patch, tensors)
+        with pytest.raises(Stopped):
+            dopkit.run(recipe, tmp_path / "out", options)
+    dopkit.run(recipe, tmp_path / "out", options)
+    for folder in ("", "steps/01", "steps/02", "state"):
+        assert tiny.weights(tmp_path / "out" / folder) == tiny.weights(tmp_path / "whole" / folder), folder
+    state = [(tmp_path / name / "dopkit_state.json").read_bytes() for name in ("out", "whole")]
+    assert state[0] == state[1]
+    assert not (tmp_path / "out" / "unscaled").exists()
+
+
+def test_an_addition_continues(
+    vit: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`add` in place, stopped and run again; the model it grows from is whole until then."""
+    dopkit.run(make_recipe(vit, ["e0", "e1", "e2"]), tmp_path / "whole")
+    dopkit.run(make_recipe(vit, ["e0", "e1"]), tmp_path / "grown")
+    before = tiny.weights(tmp_path / "grown")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(Stopped):
+            add(tmp_path / "grown", [str(vit / "e2")])
+    assert tiny.weights(tmp_path / "grown") == before
+    assert add(tmp_path / "grown", [str(vit / "e2")]).receipt["run"]["resumed"]
+    assert tiny.weights(tmp_path / "grown") == tiny.weights(tmp_path / "whole")
 
 
 def test_bytes_that_were_lost_are_made_again(

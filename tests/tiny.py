@@ -48,6 +48,21 @@ def make_vit(folder: Path, labels: int | None = None) -> Path:
     return folder
 
 
+def make_bert(folder: Path, labels: int | None = None, pooler: bool = True) -> Path:
+    """A BERT of 2 layers, 16 wide, float32: the bare backbone, or with a classifier of so many ``labels``."""
+    from transformers import BertConfig, BertForSequenceClassification, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=48, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=16, num_labels=labels or 2,
+    )  # fmt: skip
+    backbone = labels is None
+    model = BertModel(config, add_pooling_layer=pooler) if backbone else BertForSequenceClassification(config)
+    model.save_pretrained(folder)
+    return folder
+
+
 def make_gpt2(folder: Path) -> Path:
     """A GPT-2 of 2 layers, 16 wide, float32: its linear layers are stored transposed."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -10,7 +10,7 @@ import os
 import click
 
 from dopkit import __version__
-from dopkit.cli import check, init, methods, plan, push, recipes, run, show
+from dopkit.cli import add, check, eval, init, inspect, methods, plan, push, recipes, report, run, show
 from dopkit.cli.output import show_error
 from dopkit.errors import DopkitError
 
@@ -46,9 +46,23 @@ def main() -> None:
       dopkit init                 write a recipe to start from
       dopkit plan recipe.yaml     see what would happen
       dopkit run recipe.yaml      merge; run again to finish an interrupted merge
+      dopkit add merged user/expert  fold one more model into it
       dopkit push merged user/name   publish the merged folder
     """
 
 
-for _verb in (run.run, push.push, plan.plan, check.check, methods.methods, show.show, recipes.recipes, init.init):
+for _verb in (
+    run.run,
+    add.add,
+    push.push,
+    plan.plan,
+    inspect.inspect,
+    eval.evaluate,
+    report.report,
+    check.check,
+    methods.methods,
+    show.show,
+    recipes.recipes,
+    init.init,
+):
     main.add_command(_verb)

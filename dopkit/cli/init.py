@@ -33,8 +33,9 @@ parameters:
 # Of the files that are written; arithmetic is always in float32. Without it each tensor keeps the base's dtype.
 # dtype: bfloat16
 
-# When the models' output heads have other shapes: take the base's head, or merge the backbones alone.
-# heads: base           # or drop
+# When the models' output heads have other shapes: merge the backbones and keep every head beside them, take the
+# base's head, or have none.
+# heads: per-task       # or base, or drop
 
 # Tensors to take from the base as they are.
 # copy: ["embeddings.*"]

@@ -58,6 +58,11 @@ def merge_options(command: Command) -> Command:
                 "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest weight file to write."
             ),
             click.option("--overwrite", is_flag=True, help=_OVERWRITE),
+            click.option("--save-steps", is_flag=True, help="Keep the model after every step, in OUT/steps."),
+            click.option(
+                "--keep-state", is_flag=True, help="Keep what makes a later `dopkit add` exact, in OUT/state."
+            ),
+            click.option("--tasks", metavar="FILE", help="Score on these tasks after every step, and write a report."),
             click.option("--stream", is_flag=True, help="Read Hub models while merging, without storing them."),
         )
     ):

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dopkit.cli.output import cut_as_published, json_option, merge_options, show_json, table
+from dopkit.errors import count
 from dopkit.units import show_shape, show_size
 
 
@@ -37,10 +38,18 @@ def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any)
         click.echo(f"note: {note}")
     way = "streamed" if made.streamed else "of download"
     click.echo(
-        f"needs {show_size(made.download_bytes)} {way}, {show_size(made.output_bytes)} of disk "
-        f"in {len(made.shards)} file{'s' if len(made.shards) > 1 else ''}, "
+        f"needs {show_size(made.download_bytes)} {way}, {_disk(made)}, "
         f"about {show_size(made.memory_bytes)} of memory beside the program itself"
     )
+
+
+def _disk(made: Any) -> str:
+    """What is written: the model, and what stands beside it."""
+    model = f"{show_size(made.output_bytes)} of disk in {count(len(made.shards), 'file')}"
+    steps, state = made.output_bytes * (len(made.written_steps) - 1), sum(shard.size for shard in made.state_shards)
+    unscaled = sum(shard.size for shard in made.unscaled_shards) * len(made.written_steps)
+    parts = {"for earlier steps": steps, "for the state": state, "while it merges": unscaled}
+    return ", ".join([model, *(f"{show_size(nbytes)} {what}" for what, nbytes in parts.items() if nbytes)])
 
 
 def _sources(made: Any) -> None:
@@ -64,6 +73,14 @@ def _rules(made: Any) -> None:
         left[dropped.why] = left.get(dropped.why, 0) + 1
     for why, number in left.items():
         click.echo(f"left out ({why}): {number} tensor{'s' if number > 1 else ''}")
+    if made.heads:
+        heads = ", ".join(f"{head.name} ({_of_head(head)})" for head in made.heads)
+        click.echo(f"kept as heads/NAME.safetensors: {heads}")
+
+
+def _of_head(head: Any) -> str:
+    labels = "" if head.labels is None else f", {count(head.labels, 'label')}"
+    return f"{head.architecture}, {count(len(head.tensors), 'tensor')}{labels}"
 
 
 def _tensors(made: Any) -> None:
@@ -73,6 +90,9 @@ def _tensors(made: Any) -> None:
         file, offset = place[job.name]
         rows.append((job.name, show_shape(job.shape), job.dtype, str(job.role), job.rule.name, file, str(offset)))
     click.echo(table(rows, right=(6,)) + "\n")
+    for head in made.heads:
+        for spec in head.tensors:
+            click.echo(f"kept: {spec.name} of {head.ref.short}, {show_shape(spec.shape)} {spec.dtype}, in {head.file}")
     for one in made.dropped:
         click.echo(f"left out: {one.name} of {one.ref.short} ({one.why})")
 
@@ -96,8 +116,13 @@ def as_data(made: Any) -> dict[str, Any]:
             }
             for shard in made.shards
         ],
+        "heads": [
+            {"name": head.name, "model": head.ref.text, "architecture": head.architecture, "labels": head.labels}
+            | {"file": head.file, "tensors": {spec.name: list(spec.shape) for spec in head.tensors}}
+            for head in made.heads
+        ],
         "left_out": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in made.dropped],
         "notes": list(made.notes),
         "streamed": made.streamed,
-        "needs": {"download": made.download_bytes, "disk": made.output_bytes, "memory": made.memory_bytes},
+        "needs": {"download": made.download_bytes, "disk": made.disk_bytes, "memory": made.memory_bytes},
     }

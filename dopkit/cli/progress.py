@@ -40,6 +40,7 @@ class _Counting(Progress):
         self.console = console
         self.tensors = self.tensors_done = self.nbytes = self.nbytes_done = 0
         self.effort = self.effort_done = 0.0
+        self.samples = self.samples_done = 0
         self.current = ""
 
     def note(self, text: str) -> None:
@@ -47,6 +48,7 @@ class _Counting(Progress):
 
     def begin(self, tensors: int, nbytes: int, effort: float) -> None:
         self.tensors, self.nbytes, self.effort = tensors, nbytes, effort
+        self.samples = 0
 
     def tensor(self, name: str) -> None:
         self.current = name
@@ -58,7 +60,16 @@ class _Counting(Progress):
     def tensor_done(self, name: str) -> None:
         self.tensors_done += 1
 
+    def begin_scoring(self, what: str, samples: int) -> None:
+        self.current = what
+        self.samples, self.samples_done = samples, 0
+
+    def scored(self, samples: int) -> None:
+        self.samples_done += samples
+
     def counts(self) -> str:
+        if self.samples:
+            return f"{self.samples_done}/{self.samples} samples"
         sizes = f"{show_size(self.nbytes_done)} of {show_size(self.nbytes)}"
         return f"{self.tensors_done}/{self.tensors} tensors, {sizes}, peak memory {show_size(peak_resident_bytes())}"
 
@@ -76,8 +87,9 @@ class _Display(_Counting):
         self.live = Live(console=console, get_renderable=self._render, transient=True, refresh_per_second=8)
 
     def _render(self) -> Group:
-        if self.nbytes:
-            self.bars.update(self.task, completed=self.effort_done, counts=self.counts())
+        if self.nbytes or self.samples:
+            done = self.samples_done if self.samples else self.effort_done
+            self.bars.update(self.task, completed=done, counts=self.counts())
         return Group(self.bars, Text(self.current, style="dim", no_wrap=True, overflow="ellipsis"))
 
     def stage(self, text: str) -> None:
@@ -88,9 +100,13 @@ class _Display(_Counting):
         super().begin(tensors, nbytes, effort)
         self.bars.reset(self.task, total=max(effort, 1e-9), counts=self.counts())
 
+    def begin_scoring(self, what: str, samples: int) -> None:
+        super().begin_scoring(what, samples)
+        self.bars.reset(self.task, total=samples, counts=self.counts())
+
 
 class _Lines(_Counting):
-    """A line per stage, and one now and then while merging; with ``verbose`` one per tensor."""
+    """A line per stage and per scored task, and one now and then while merging; with ``verbose`` one per tensor."""
 
     def __init__(self, console: Console, verbose: bool) -> None:
         super().__init__(console)
@@ -99,6 +115,10 @@ class _Lines(_Counting):
 
     def stage(self, text: str) -> None:
         self.console.print(text)
+
+    def begin_scoring(self, what: str, samples: int) -> None:
+        super().begin_scoring(what, samples)
+        self.console.print(what, soft_wrap=True)
 
     def tensor_done(self, name: str) -> None:
         super().tensor_done(name)

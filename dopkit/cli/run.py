@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from dopkit.cli.eval import show_scores
 from dopkit.cli.output import cut_as_published, json_option, merge_options, printable, show_json
 from dopkit.cli.push import push_options, read_options, refuse_options, report
 
@@ -39,8 +40,6 @@ def run(
         how["push"] = read_options(how, repo_id, how["overwrite"])
     else:
         refuse_options(how, repo_id)
-    from dataclasses import asdict
-
     from dopkit import hub_recipes, pipeline
     from dopkit.cli.progress import watch
 
@@ -50,16 +49,31 @@ def run(
     with watch(quiet=quiet or as_json, verbose=verbose) as progress:
         result = pipeline.run(loaded, out, pipeline.Options(**how), progress)
     if as_json:
-        data = {"folder": str(result.folder), "already_there": result.already_there, "receipt": result.receipt}
-        show_json(data | ({"pushed": asdict(result.pushed)} if result.pushed else {}))
+        show_json(result_data(result))
     elif not quiet:
-        _report(result)
-        if result.pushed:
-            report(result.pushed)
-            if not all((result.folder / shard["file"]).exists() for shard in result.receipt["shards"]):
-                click.echo(f"the weights are on the Hub alone; {result.folder} holds the rest")
+        report_result(result)
         if origin is not None:
             click.echo(printable(hub_recipes.comparison(origin, result.receipt)))
+
+
+def result_data(result: Any) -> dict[str, Any]:
+    """What came of a merge, for ``--json``."""
+    from dataclasses import asdict
+
+    data = {"folder": str(result.folder), "already_there": result.already_there, "receipt": result.receipt}
+    return data | ({"pushed": asdict(result.pushed)} if result.pushed else {})
+
+
+def report_result(result: Any) -> None:
+    """What came of a merge, and where it was published."""
+    _report(result)
+    if result.assessment:
+        show_scores(result.assessment.evaluation)
+        click.echo(f"\nreport: {result.assessment.report}")
+    if result.pushed:
+        report(result.pushed)
+        if not all((result.folder / shard["file"]).exists() for shard in result.receipt["shards"]):
+            click.echo(f"the weights are on the Hub alone; {result.folder} holds the rest")
 
 
 def _report(result: Any) -> None:

@@ -36,6 +36,9 @@ def show(model: str, as_json: bool, verbose: bool) -> None:
     if done["shards"]:
         shards = [(shard["file"], show_size(shard["bytes"]), shard["sha256"]) for shard in done["shards"]]
         _say(table(shards, right=(1,)))
+    if done.get("heads"):
+        heads = [(head["name"], head["architecture"], head["model"]) for head in done["heads"]]
+        _say("\n" + table([("head", "class", "of"), *heads]))
     if verbose:
         rows = [("tensor", "role", "rule", "device", "seconds")]
         for name, tensor in done["tensors"].items():

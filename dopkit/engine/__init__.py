@@ -1,6 +1,6 @@
 """The loop: tensor outside, model inside. Reads, folds, casts once, writes.
 
-Knows the plan, the sources and the writer; a method only as a Fold. Runs in one process on one device, with the CPU
+Knows the plan, the sources and the writers; a method only as a Fold. Runs in one process on one device, with the CPU
 for what does not fit there.
 """
 
@@ -14,52 +14,61 @@ from typing import Any
 import torch
 
 from dopkit.checkpoints import Checkpoint
-from dopkit.checkpoints.reading import bytes_of, torch_dtype
+from dopkit.checkpoints.reading import torch_dtype
 from dopkit.device import Devices
-from dopkit.engine.announcing import Read, announce
-from dopkit.engine.pipes import ReadAhead, Request, WriteBehind
-from dopkit.errors import MergeError, Problem, count
+from dopkit.engine import scaling
+from dopkit.engine.announcing import Read, announce, requests
+from dopkit.engine.blame import Input, check_finite, explained
+from dopkit.engine.outputs import Outputs, Sink
+from dopkit.engine.pipes import ReadAhead, WriteBehind
+from dopkit.engine.scaling import scaled, squares
+from dopkit.errors import MergeError
 from dopkit.measure import peak_resident_bytes
 from dopkit.methods.fold import Context, Fold
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.building import READ_AHEAD_BYTES, WRITE_BEHIND_BYTES
+from dopkit.planning.outputs import state_name
 from dopkit.progress import Progress
-from dopkit.writer import ShardWriter
 
 Record = dict[str, Any]
 
 
 class Engine:
-    """Runs the jobs of one plan that the writer does not have yet."""
+    """Runs the jobs of one plan whose results the writers do not have yet.
+
+    ``state`` holds the state of the folds that the merge goes on from, if the plan reads it.
+    """
 
     def __init__(
         self,
         plan: Plan,
         donor: Checkpoint,
         models: Sequence[Checkpoint],
-        writer: ShardWriter,
+        outputs: Outputs,
         devices: Devices,
         progress: Progress,
+        state: Checkpoint | None = None,
     ) -> None:
         self._plan = plan
         self._donor = donor
         self._models = models
-        self._writer = writer
+        self._outputs = outputs
         self._devices = devices
         self._progress = progress
+        self._state = state
         self._parameters = [plan.recipe.parameters_for(index) for index in range(len(models))]
 
     def run(self) -> None:
-        """Merge every tensor. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
-        jobs = [job for job in self._plan.jobs if job.name not in self._writer.done]
+        """Fold every tensor. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
+        jobs = self._outputs.to_fold()
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(job.effort for job in jobs))
         announce(self._reads(jobs), self._plan.stream_bytes)
-        ahead = ReadAhead(self._requests(jobs), READ_AHEAD_BYTES)
+        ahead = ReadAhead(requests(self._reads(jobs)), READ_AHEAD_BYTES)
         behind = WriteBehind(WRITE_BEHIND_BYTES)
         try:
             for job in jobs:
                 self._progress.tensor(job.name)
-                self._merge(job, ahead, behind)
+                _Work(self, job, ahead, behind).run()
         except BaseException:
             # What was handed over is good and worth keeping; the error in hand is the one to tell.
             _quietly_close(behind)
@@ -71,103 +80,148 @@ class Engine:
         finally:
             ahead.close()
 
-    def _requests(self, jobs: Iterable[TensorJob]) -> Iterator[Request]:
-        for checkpoint, name, rows in self._reads(jobs):
-            spec = checkpoint.specs[name]
-            share = 1.0 if rows is None else (rows[1] - rows[0]) / max(1, spec.rows)
-            yield Request(int(spec.nbytes * share), partial(checkpoint.read, name, rows))
-
     def _reads(self, jobs: Iterable[TensorJob]) -> Iterator[Read]:
         """All that is read, in order; no rows means the whole tensor."""
         for job in jobs:
             for rows in job.parts():
                 for checkpoint, name in self._inputs(job):
-                    whole = job.part_rows >= checkpoint.specs[name].rows
-                    yield checkpoint, name, None if whole else rows
+                    yield checkpoint, name, None if job.part_rows >= job.rows else rows
 
-    def _inputs(self, job: TensorJob) -> Iterator[tuple[Checkpoint, str]]:
+    def _inputs(self, job: TensorJob) -> Iterator[Input]:
         """What is read for each part of a job, in this order."""
         if job.base is not None:
             yield self._donor, job.base
         if job.rule.fold is not None:
-            yield from zip(self._models, job.names, strict=True)
+            for part in self._packed(job):
+                assert self._state is not None
+                yield self._state, state_name(job, part)
+            models = list(zip(self._models, job.names, strict=True))
+            yield from models[1:] if self._packed(job) else models
 
-    def _merge(self, job: TensorJob, ahead: ReadAhead, behind: WriteBehind) -> None:
-        started = time.monotonic()
-        device = self._devices.place(job.working_bytes, float64=job.rule.float64 or job.dtype == "F64")
+    def _packed(self, job: TensorJob) -> list[str]:
+        """The tensors of the state that the job's fold goes on from; none when it begins with a model."""
+        return [] if self._state is None else list(job.rule.state(job.part_shape))
+
+    def _complete(self, job: TensorJob, record: Record) -> None:
+        if self._outputs.state is not None:
+            for name in self._outputs.state_names(job):
+                self._outputs.state.complete(name, {})
+        for step, writer in self._outputs.folded(job).items():
+            writer.complete(job.name, record if step == self._plan.last_step else {})
+        self._progress.tensor_done(job.name)
+
+
+class _Work:
+    """One job in hand."""
+
+    def __init__(self, engine: Engine, job: TensorJob, ahead: ReadAhead, behind: WriteBehind) -> None:
+        self._engine, self._job, self._ahead, self._behind = engine, job, ahead, behind
+        self._plan, self._outputs = engine._plan, engine._outputs
+        self._device = engine._devices.place(job.working_bytes, float64=job.rule.float64 or job.dtype == "F64")
+        self._working = torch_dtype(job.working_dtype)  # float32 throughout, whatever the inputs
+        self._sink = Sink(behind)
+        self._steps: list[Record] = []
+        self._waits = self._outputs.waits(job)
+        self._tasks = [0.0] * (len(engine._models) - (1 if self._plan.continues else 0))
+        self._merged = dict.fromkeys(self._outputs.models, 0.0)
+
+    def run(self) -> None:
+        started, job = time.monotonic(), self._job
         fold = job.rule.load() if job.rule.fold else None
-        steps: list[Record] = []
-        position = 0
         for index, rows in enumerate(job.parts()):
-            merged = self._merge_part(job, fold, device, ahead, _recorder(steps, job, index))
-            self._check_finite(job, rows, merged)
-            data = bytes_of(merged.contiguous())
-            behind.put(len(data), partial(self._writer.write, job.name, position, data))
-            position += len(data)
-            self._progress.advance(len(data), job.effort * len(data) / job.nbytes)
+            if fold is None:
+                self._copy(next(self._ahead))
+            else:
+                self._fold(fold, index)
+            share = (rows[1] - rows[0]) / job.rows
+            self._engine._progress.advance(int(job.nbytes * share), job.effort * share)
         record: Record = {
             "rule": job.rule.name,
-            "device": device.type,
+            "device": self._device.type,
             "seconds": round(time.monotonic() - started, 4),
             "peak": peak_resident_bytes(),
         }
-        if steps:
-            record["steps"] = steps
-        behind.put(0, partial(self._complete, job.name, record))
+        if self._steps:
+            record["steps"] = self._steps
+        if self._waits:
+            record |= {scaling.TASKS: self._tasks, scaling.MERGED: list(self._merged.values())}
+        self._behind.put(0, partial(self._engine._complete, job, record))
 
-    def _complete(self, name: str, record: Record) -> None:
-        self._writer.complete(name, record)
-        self._progress.tensor_done(name)
+    def _copy(self, tensor: torch.Tensor) -> None:
+        tensor = tensor.to(torch_dtype(self._job.dtype))
+        check_finite(self._job, tensor, self._engine._inputs(self._job))
+        for writer in self._outputs.models.values():
+            self._sink.put(writer, self._job.name, tensor)
 
-    def _merge_part(
-        self, job: TensorJob, fold: Fold | None, device: torch.device, ahead: ReadAhead, record: Any
-    ) -> torch.Tensor:
-        """One part of one tensor, folded over all models, in the output dtype on the CPU."""
-        dtype = torch_dtype(job.dtype)
-        if fold is None:
-            return next(ahead).to(dtype)
-        # float32 throughout, whatever the inputs; a float64 model keeps its own precision
-        working = torch.float64 if job.dtype == "F64" else torch.float32
-        base = self._up(next(ahead), job, device, working) if job.base is not None else None
+    def _fold(self, fold: Fold, index: int) -> None:
+        """One part of the tensor, folded over all models; what is to be written goes on its way."""
+        base = self._up(next(self._ahead)) if self._job.base is not None else None
         state: Any = None
-        for step, parameters in enumerate(self._parameters, start=1):
-            incoming = self._up(next(ahead), job, device, working)
-            context = Context(parameters, job.role, step, record)
+        parameters, first = self._engine._parameters, self._plan.first_step
+        for step, own in enumerate(parameters, start=first):
+            context = Context(own, self._job.role, step, self._recorder(index))
             try:
-                state = fold.step(state, incoming, context) if step > 1 else fold.start(base, incoming, context)
+                if step == first:
+                    state = self._begin(fold, base, context)
+                else:
+                    state = fold.step(state, self._next_model(base, step), context)
             except MergeError as error:
-                raise self._explained(job, error) from error
-        return fold.finish(state, context).to("cpu", dtype)  # the one cast
+                raise explained(self._job, self._engine._inputs(self._job), error) from error
+            if step in self._outputs.models:
+                self._write(step, base, fold.finish(state, context))
+        if self._outputs.state is not None:
+            for part, tensor in fold.pack(state).items():
+                self._sink.put(self._outputs.state, state_name(self._job, part), tensor.to("cpu"))
 
-    def _up(self, raw: torch.Tensor, job: TensorJob, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        tensor = raw.to(device=device, dtype=dtype)
-        return tensor[0] if job.slices else tensor
+    def _begin(self, fold: Fold, base: torch.Tensor | None, context: Context) -> Any:
+        """The state after the first model, or after all that were merged before."""
+        continues = self._plan.continues
+        if continues is None:
+            return fold.start(base, self._next_model(base, context.step), context)
+        if parts := self._engine._packed(self._job):
+            packed = {part: next(self._ahead).to(self._device) for part in parts}
+            return fold.unpack(base, {part: self._slice(tensor) for part, tensor in packed.items()}, context)
+        merged = self._up(next(self._ahead))
+        if base is not None and continues.scale != 1:
+            merged = scaled(base, merged, 1 / continues.scale)
+        if list(self._job.rule.state(self._job.part_shape)) == ["merged"]:
+            return fold.unpack(base, {"merged": merged}, context)
+        return fold.start(base, merged, context)  # what was merged stands for one model
 
-    def _check_finite(self, job: TensorJob, rows: tuple[int, int], merged: torch.Tensor) -> None:
-        if merged.is_floating_point() and not bool(torch.isfinite(merged).all()):
-            raise self._explained(job, None)
+    def _next_model(self, base: torch.Tensor | None, step: int) -> torch.Tensor:
+        model = self._up(next(self._ahead))
+        if self._waits:
+            assert base is not None, "what is scaled has a base"
+            self._tasks[step - self._plan.last_step - 1] += squares(base, model)  # counted from the last one
+        return model
 
-    def _explained(self, job: TensorJob, error: MergeError | None) -> MergeError:
-        """Say which inputs hold NaN or infinity; if none does, the merge or the cast made it."""
-        problems = []
-        for checkpoint, name in self._inputs(job):
-            bad = sum(int((~torch.isfinite(checkpoint.read(name, rows))).sum()) for rows in job.parts())
-            if bad:
-                what = f"{name} holds {count(bad, 'value')} that are NaN or infinite"
-                problems.append(Problem(checkpoint.ref.short, what, "Fetch the model again, or leave it out."))
-        if not problems and error is not None:
-            problems = [Problem("", str(error))]
-        elif not problems:
-            what = f"the result does not fit {job.dtype} or is not a number"
-            problems = [Problem("", what, "Set `out_dtype: bfloat16` or `float32`, which hold larger numbers.")]
-        return MergeError(f"cannot merge {job.name} ({job.rule.name})", problems)
+    def _write(self, step: int, base: torch.Tensor | None, merged: torch.Tensor) -> None:
+        """The result after a step, scaled if that can be done now."""
+        if self._waits:
+            assert base is not None, "what is scaled has a base"
+            self._merged[step] += squares(base, merged)
+            result = merged.to("cpu")
+        else:
+            scale = scaling.number(self._plan)
+            if scale != 1 and base is not None:
+                merged = scaled(base, merged, scale)
+            result = merged.to("cpu", torch_dtype(self._job.dtype))  # the one cast
+        check_finite(self._job, result, self._engine._inputs(self._job))
+        if step != self._plan.last_step and result.data_ptr() == merged.data_ptr():
+            result = result.clone()  # the next step may overwrite the state while this is being written
+        self._sink.put(self._outputs.folded(self._job)[step], self._job.name, result)
 
+    def _up(self, raw: torch.Tensor) -> torch.Tensor:
+        return self._slice(raw.to(device=self._device, dtype=self._working))
 
-def _recorder(steps: list[Record], job: TensorJob, index: int) -> Any:
-    def record(numbers: Record) -> None:
-        steps.append({"slice": index, **numbers} if job.slices else numbers)
+    def _slice(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[0] if self._job.slices else tensor
 
-    return record
+    def _recorder(self, index: int) -> Any:
+        def record(numbers: Record) -> None:
+            self._steps.append({"slice": index, **numbers} if self._job.slices else numbers)
+
+        return record
 
 
 def _quietly_close(behind: WriteBehind) -> None:

@@ -1,10 +1,13 @@
-"""What will be read, said beforehand: a streamed model then fetches neighbouring bytes together, ahead of time."""
+"""What will be read, said beforehand: a streamed model then fetches neighbouring bytes together, ahead of time; and a
+reading thread is ahead of the arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import partial
 
 from dopkit.checkpoints import Checkpoint
+from dopkit.engine.pipes import Request
 
 Rows = tuple[int, int]
 Read = tuple[Checkpoint, str, Rows | None]  # no rows: the whole tensor
@@ -18,3 +21,11 @@ def announce(reads: Iterable[Read], budget: int) -> None:
             expected.setdefault(checkpoint, []).append((name, rows))
     for checkpoint, own in expected.items():
         checkpoint.expect(own, budget // len(expected))
+
+
+def requests(reads: Iterable[Read]) -> Iterator[Request]:
+    """The reads for ``ReadAhead``, with their sizes."""
+    for checkpoint, name, rows in reads:
+        spec = checkpoint.specs[name]
+        share = 1.0 if rows is None else (rows[1] - rows[0]) / max(1, spec.rows)
+        yield Request(int(spec.nbytes * share), partial(checkpoint.read, name, rows))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dopkit.hub.pushing import Push, not_stored, prepare
 from dopkit.hub.ranges import RemoteFile
-from dopkit.hub.reading import Listing, cache_disk, cached, fetch, files, listing, pin, read_range
+from dopkit.hub.reading import Listing, cache_disk, cached, fetch, files, listing, pin, pin_dataset, read_range
 from dopkit.hub.remote import Outgoing, Remote, Target, holds, look, require_access
 from dopkit.hub.search import Found, Order, search
 from dopkit.hub.sharing import Shared, share
@@ -32,6 +32,7 @@ __all__ = [
     "not_stored",
     "look",
     "pin",
+    "pin_dataset",
     "prepare",
     "read_range",
     "require_access",

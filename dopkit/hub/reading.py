@@ -27,11 +27,20 @@ def pin(ref: ModelRef) -> ModelRef:
 
     Raises HubError when there is no such repository or revision, or no access to it.
     """
+    return _pin(ref, "model")
+
+
+def pin_dataset(ref: ModelRef) -> ModelRef:
+    """The same for a data set's repository. Raises HubError."""
+    return _pin(ref, "dataset")
+
+
+def _pin(ref: ModelRef, kind: str) -> ModelRef:
     if ref.repo is None or ref.pinned:
         return ref
     offline = constants.is_offline_mode()  # told so, the client does not warn that it is
     with explained(ref):
-        found = api().resolve_revision(ref.repo, revision=ref.revision, local_files_only=offline)
+        found = api().resolve_revision(ref.repo, repo_type=kind, revision=ref.revision, local_files_only=offline)
         pinned = ref.at(str(found.resolved))
     if not pinned.pinned:
         raise HubError(f"{ref.short}: the server gave {pinned.revision!r} as its commit")

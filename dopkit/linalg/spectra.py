@@ -84,14 +84,44 @@ def leading_directions(gram: Tensor, epsilon: float, rule: RankRule = "at-least"
         eigenvalues, vectors = torch.linalg.eigvalsh(gram), None
     else:
         eigenvalues, vectors = torch.linalg.eigh(gram)
-    squares = eigenvalues.flip(0)
-    if squares.numel() == 0:
-        return Leading(vectors=gram[:, :0], values=squares)
-    noise = squares.numel() * torch.finfo(squares.dtype).eps * squares[0]
-    values = torch.where(squares > noise, squares, 0).clamp_(min=0).sqrt_()
+    if eigenvalues.numel() == 0:
+        return Leading(vectors=gram[:, :0], values=eigenvalues)
+    values = _singular_values(eigenvalues)
     rank = energy_rank(values, epsilon, rule)
     if vectors is None:
         return Leading(None, values[:rank])
     # Ascending order: the leading ones are the last. flip copies, so that the full set can be freed.
     kept = vectors[:, vectors.shape[1] - rank :].flip(1) if rank < values.count_nonzero() else None
     return Leading(kept, values[:rank])
+
+
+@dataclass(frozen=True)
+class Triplets:
+    """The singular triplets of an (m, n) matrix that can be told from zero: M = left diag(values) right."""
+
+    left: Tensor  # (m, k)
+    values: Tensor  # (k,), descending
+    right: Tensor  # (k, n)
+
+
+def triplets(matrix: Tensor) -> Triplets:
+    """The singular triplets of ``matrix`` (m, n), in its dtype, through the Gram matrix of its smaller side.
+
+    The vectors of the larger side are M^T U / s: as orthonormal as eps / (s / max s)^2 allows.
+    """
+    if matrix.shape[0] > matrix.shape[1]:
+        turned = triplets(matrix.mT)
+        return Triplets(turned.right.mT, turned.values, turned.left.mT)
+    eigenvalues, vectors = torch.linalg.eigh(matrix @ matrix.mT)
+    values = _singular_values(eigenvalues)
+    rank = int(values.count_nonzero())
+    values = values[:rank]
+    left = vectors[:, vectors.shape[1] - rank :].flip(1)
+    return Triplets(left, values, (left.mT @ matrix).div_(values[:, None]))
+
+
+def _singular_values(eigenvalues: Tensor) -> Tensor:
+    """Descending singular values from the ascending eigenvalues of a Gram matrix; rounding errors become zero."""
+    squares = eigenvalues.flip(0)
+    noise = squares.numel() * torch.finfo(squares.dtype).eps * squares[:1]
+    return torch.where(squares > noise, squares, 0).clamp_(min=0).sqrt_()

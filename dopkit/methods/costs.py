@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from dopkit.methods.dop_terms import Sides
+
 FLOAT32 = 4  # bytes
 
 
@@ -45,3 +47,45 @@ def adam_bytes(shape: tuple[int, ...]) -> int:
     """Upper estimate for the published procedure: three models, gradients, Adam's moments; fitted as above."""
     m, n = sorted(shape[-2:])
     return int(1.2 * FLOAT32 * (3 + 17.5) * m * n) + 40_000_000
+
+
+def ties_effort(shape: tuple[int, ...]) -> float:
+    """The threshold is looked for in the bits of every entry, twice."""
+    return 2e-8 * math.prod(shape)
+
+
+def ties_bytes(shape: tuple[int, ...]) -> int:
+    """Four sums, the base, and what an election makes; the blocks in which the threshold is looked for."""
+    return copies(9)(shape) + 30_000_000
+
+
+def triplets_effort(shape: tuple[int, ...]) -> float:
+    """One eigenproblem of the smaller side, and some products."""
+    m, n = sorted(shape[-2:])
+    return 0.35e-9 * m**3 + 0.15e-9 * m * m * n
+
+
+def triplets_bytes(shape: tuple[int, ...]) -> int:
+    """Upper estimate for a method that decomposes the merged task vector; fitted as above."""
+    m, n = sorted(shape[-2:])
+    return int(1.2 * (3 * FLOAT32 * m * n + 8 * (3 * m * n + 5 * m * m))) + 40_000_000
+
+
+def _kept_sides(sides: Sides, shape: tuple[int, ...]) -> list[int]:
+    """The lengths of the sides that sums are kept for, ascending."""
+    rows, columns = shape[-2:]
+    return sorted(length for length, kept in ((rows, sides.rows), (columns, sides.columns)) if kept)
+
+
+def sums_effort(sides: Sides, shape: tuple[int, ...]) -> float:
+    """A task's products, and a model's share of the eigenproblems at the end, of which there is one for each side."""
+    m, n = sorted(shape[-2:])
+    return 1.2e-10 * m * n * (m + n) + 0.4e-9 * m**3 + 1e-10 * sum(side**3 for side in _kept_sides(sides, shape))
+
+
+def sums_bytes(sides: Sides, shape: tuple[int, ...]) -> int:
+    """Upper estimate for sums over tasks and the minimum found from them; fitted as above."""
+    m, n = sorted(shape[-2:])
+    *smaller, larger = _kept_sides(sides, shape)
+    factors = 8 * (5 * m * n + 4 * larger**2 + 2.5 * sum(side**2 for side in smaller))
+    return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000

@@ -13,20 +13,16 @@ This module does not know names of tensors, files or models: it sees three matri
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from dopkit.errors import MergeError
 from dopkit.linalg import spectra
 from dopkit.methods import dop_adam, dop_exact
-from dopkit.methods.dop_terms import Losses, Sides, Solved
+from dopkit.methods.dop_terms import Losses, Solved, sides_of
+from dopkit.methods.finite import refuse_not_finite
 from dopkit.methods.fold import BaseAndMerged, Context, TaskVectorFold
 from dopkit.methods.parameters import DopParameters
 from dopkit.roles import Role
-
-OWNERS = {"base": "base model", "merged": "model merged so far", "incoming": "incoming model"}
 
 
 class Dop(TaskVectorFold):
@@ -55,7 +51,7 @@ class Dop(TaskVectorFold):
         """
         parameters = ctx.parameters
         assert isinstance(parameters, DopParameters)
-        _refuse_not_finite(base=state.base, merged=state.merged, incoming=incoming)
+        refuse_not_finite(base=state.base, merged=state.merged, incoming=incoming)
         alpha = parameters.alpha_at(ctx.step)
         if torch.equal(state.merged, incoming):
             solved = _nothing_to_solve(state, alpha, parameters)
@@ -67,16 +63,12 @@ class Dop(TaskVectorFold):
 
 def _solve(state: BaseAndMerged, incoming: Tensor, alpha: float, parameters: DopParameters, role: Role) -> Solved:
     """Replace ``state.merged`` by the merge."""
-    space = parameters.svd_proj_space
-    # As stored: axis 0 is the output side ("u"), except in a Conv1D.
-    sides = Sides(rows="u" in space, columns="v" in space)
-    if role is Role.CONV1D:
-        sides = Sides(rows=sides.columns, columns=sides.rows)
+    sides = sides_of(parameters.svd_proj_space, role)
     base, merged = state.base, state.merged
     tall = base.shape[0] > base.shape[1]
     if tall:  # the solvers want the smaller side first
         base, merged, incoming = base.mT, merged.mT, incoming.mT
-        sides = Sides(rows=sides.columns, columns=sides.rows)
+        sides = sides.turned()
     if parameters.solver == "exact":
         return dop_exact.minimise(base, merged, incoming, alpha, parameters.svd_epsilon, parameters.rank_rule, sides)
     result, solved = dop_adam.minimise(base, merged, incoming, alpha, parameters, sides)
@@ -93,15 +85,6 @@ def _nothing_to_solve(state: BaseAndMerged, alpha: float, parameters: DopParamet
     if bool(tau.any()):
         rank = spectra.leading_directions(tau @ tau.mT, parameters.svd_epsilon, parameters.rank_rule).rank
     return Solved(Losses(0.0, 0.0), Losses(0.0, 0.0), (rank, rank), alpha)
-
-
-def _refuse_not_finite(**matrices: Tensor) -> None:
-    for owner, matrix in matrices.items():
-        if matrix.numel() == 0:
-            continue
-        # Both ends are NaN if any value is; no mask of the matrix's size is made.
-        if not all(math.isfinite(float(end)) for end in torch.aminmax(matrix)):
-            raise MergeError(f"the {OWNERS[owner]} holds a value that is not finite (NaN or infinity)")
 
 
 def _record(step: int, alpha: float, solved: Solved) -> dict[str, float | int]:

@@ -9,10 +9,10 @@ between them, smooths the weight by an exponential moving average, and takes an 
 of the raw losses. Weight, moving average and Adam's moments start anew for every matrix and every model.
 Source: Yang et al., NeurIPS 2025, https://openreview.net/forum?id=zD5cUX67b9, and its code in FusionBench.
 
-The steps are float32, as published. They are not scale-free: a gradient goes as the third power of the task
-vector, so with entries near 1e-5 and below it vanishes under Adam's epsilon (1e-8) and the result stays near
-the plain average; and one step moves an entry by about ``lr`` at most, however large the task vectors are.
-``solver: exact`` has neither limit.
+The steps are taken in the precision of the models: float32 as a rule, as published. They are not scale-free: a
+gradient goes as the third power of the task vector, so with entries near 1e-5 and below it vanishes under Adam's
+epsilon (1e-8) and the result stays near the plain average; and one step moves an entry by about ``lr`` at most, however
+large the task vectors are. ``solver: exact`` has neither limit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # torch.optim.Adam's defaults, which t
 
 @dataclass(frozen=True)
 class Quadratic:
-    """G(W) = A (W - target) + (W - target) B, all float32; B as a matrix, or as rows M with B = M^T M."""
+    """G(W) = A (W - target) + (W - target) B, all of one dtype; B as a matrix, or as rows M with B = M^T M."""
 
     target: Tensor  # (m, n)
     left: Tensor | None  # A (m, m)
@@ -79,7 +79,7 @@ def minimise(
 ) -> tuple[Tensor, Solved]:
     """The matrix after ``num_steps`` steps from the average of the two models, and what is known then.
 
-    All matrices are (m, n) float32, finite, and the two models differ. The spectra are found in float64
+    All matrices are (m, n), of one dtype, finite, and the two models differ. The spectra are found in float64
     (float32 on a device without it) before the steps.
     """
     found = [_task(base, model, parameters, sides) for model in (merged, incoming)]
@@ -111,16 +111,16 @@ def _task(base: Tensor, model: Tensor, parameters: DopParameters, sides: Sides) 
     tau = model.to(dtype, copy=True).sub_(base)
     gram = tau @ tau.mT
     leading = spectra.leading_directions(gram, parameters.svd_epsilon, parameters.rank_rule)
-    left = leading.energy(gram).float() if sides.rows else None
+    left = leading.energy(gram).to(model.dtype) if sides.rows else None
     del gram
     right = rows = None
     if sides.columns:
         rows = leading.project(tau)
         del tau
         if 2 * rows.shape[0] < rows.shape[1]:  # two thin products cost less than one with an n x n matrix
-            rows = rows.float()
+            rows = rows.to(model.dtype)
         else:
-            right, rows = (rows.mT @ rows).float(), None
+            right, rows = (rows.mT @ rows).to(model.dtype), None
     return Quadratic(model, left, right, rows), leading.rank
 
 

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from dopkit.roles import Role
+
 
 class Sides(NamedTuple):
     """On which sides of the matrix the difference is projected."""
 
     rows: bool  # by the left singular vectors
     columns: bool  # by the right singular vectors
+
+    def turned(self) -> Sides:
+        """The same for the transposed matrix."""
+        return Sides(rows=self.columns, columns=self.rows)
+
+
+def sides_of(space: str, role: Role) -> Sides:
+    """The sides of a matrix as it is stored, for ``svd_proj_space``: u is the output side, v the input side."""
+    sides = Sides(rows="u" in space, columns="v" in space)
+    return sides.turned() if role is Role.CONV1D else sides
 
 
 class Losses(NamedTuple):

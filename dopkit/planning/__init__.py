@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from dopkit import layout
-from dopkit.methods import FLOAT32, Cut, Rule
+from dopkit.methods import Scale
+from dopkit.planning import outputs
+from dopkit.planning.continuation import Continuation
+from dopkit.planning.heads import Head
+from dopkit.planning.jobs import BLOCK_ELEMENTS, TensorJob
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
-from dopkit.roles import Role
-from dopkit.specs import Sized
+
+__all__ = ["ARITHMETIC", "BLOCK_ELEMENTS", "Continuation", "Dropped", "Head", "Plan", "Source", "TensorJob"]
 
 # Raised whenever the same recipe would give other bytes: an unfinished merge is then not continued.
 ARITHMETIC = 1
-
-# Of an elementwise merge: 4 MiB in float32. Larger blocks are no faster, and the allocator keeps more of them.
-BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -37,57 +37,6 @@ class Source:
     notes: tuple[str, ...] = ()  # of whoever opened it, for the reader of the plan
     complete: bool = True  # False offline: files that the cache lacks are not known
     missing: frozenset[str] = frozenset()  # the weight files that are not here
-
-
-@dataclass(frozen=True)
-class TensorJob(Sized):
-    """One output tensor: what it is, what is done, and where the inputs are."""
-
-    name: str  # as written: the donor's own spelling
-    canonical: str
-    role: Role
-    rule: Rule
-    dtype: str  # as written
-    shape: tuple[int, ...]
-    names: tuple[str, ...]  # in each model's spelling, in merge order; () for a copy
-    base: str | None  # in the donor's spelling, when the rule reads it
-
-    @property
-    def part_rows(self) -> int:
-        """How many rows of the first axis are merged at a time."""
-        if self.rule.cut is Cut.BLOCKS:
-            per_row = max(1, self.numel // max(1, self.rows))
-            return max(1, min(self.rows, BLOCK_ELEMENTS // per_row))
-        return 1 if self.slices else self.rows
-
-    @property
-    def slices(self) -> bool:
-        """Whether each slice along the first axis is a matrix of its own (fused experts)."""
-        return self.rule.cut is Cut.MATRICES and len(self.shape) > 2
-
-    def parts(self) -> Iterator[tuple[int, int]]:
-        """The row ranges to merge one after another; an empty tensor has none."""
-        for start in range(0, self.rows if self.numel else 0, self.part_rows):
-            yield start, min(self.rows, start + self.part_rows)
-
-    @property
-    def part_shape(self) -> tuple[int, ...]:
-        """The shape of one part, as the method sees it."""
-        if self.slices:
-            return self.shape[1:]
-        return (self.part_rows, *self.shape[1:]) if self.shape else ()
-
-    @property
-    def working_bytes(self) -> int:
-        """Upper estimate of memory at work for one part: the method's tensors and the one coming in."""
-        in_float32 = self.rule.working_bytes(self.part_shape) + FLOAT32 * math.prod(self.part_shape)
-        return 2 * in_float32 if self.dtype == "F64" else in_float32  # which keeps its precision
-
-    @property
-    def effort(self) -> float:
-        """Rough seconds of one core for the whole job: what it takes beside other jobs."""
-        parts = self.numel / max(1, math.prod(self.part_shape))
-        return self.rule.effort(self.part_shape) * parts * max(1, len(self.names))
 
 
 @dataclass(frozen=True)
@@ -115,10 +64,67 @@ class Plan:
     max_shard_size: int
     memory_bytes: int
     stream_bytes: int = 0  # held ahead in memory when what is not here is streamed; 0 when it is downloaded
+    keeps_steps: bool = False  # the models of earlier steps are written as well
+    keeps_state: bool = False  # the state of every fold is written as well, so that `add` is exact
+    continues: Continuation | None = None
+    heads: tuple[Head, ...] = ()  # kept beside the merged backbone
 
     @property
     def output_bytes(self) -> int:
+        """Of the merged model's weights."""
         return sum(shard.size for shard in self.shards)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of everything that is written, and of what stands on the disk only while the merge goes on."""
+        unscaled = sum(shard.size for shard in self.unscaled_shards) * len(self.written_steps)
+        state = sum(shard.size for shard in self.state_shards)
+        heads = sum(head.nbytes for head in self.heads)
+        return self.output_bytes * len(self.written_steps) + unscaled + state + heads
+
+    @property
+    def merged_models(self) -> tuple[Source, ...]:
+        """Every model that is in the result, in merge order: also those that came in before this merge."""
+        return self.models if self.continues is None else (*self.continues.earlier, *self.models[1:])
+
+    @property
+    def whole_recipe(self) -> Recipe:
+        """The recipe of the whole result: that of this merge, or of all models that came in before as well."""
+        if self.continues is None:
+            return self.recipe
+        models = (*self.continues.recipe.models, *self.recipe.models[1:])
+        return self.recipe.model_copy(update={"models": models})
+
+    @property
+    def first_step(self) -> int:
+        """The number of the step that takes ``models[0]``: how many models are merged after it."""
+        return 1 if self.continues is None else self.continues.step
+
+    @property
+    def last_step(self) -> int:
+        return self.first_step + len(self.models) - 1
+
+    @property
+    def written_steps(self) -> tuple[int, ...]:
+        """The steps after which the model is written; after the last one it is the result."""
+        first = self.first_step if self.continues is None else self.first_step + 1
+        return tuple(range(first if self.keeps_steps else self.last_step, self.last_step + 1))
+
+    @property
+    def scale(self) -> Scale | None:
+        """What the merged task vector is multiplied by at the end; None where the method says nothing of it."""
+        scale = self.recipe.method.scale_of(self.recipe.parameters)
+        return None if scale == 1 else scale
+
+    @cached_property
+    def unscaled_shards(self) -> tuple[layout.Shard, ...]:
+        """Where results wait for the scale of the whole model, once for every written step; () where none do."""
+        return outputs.unscaled_shards(self.jobs, self.max_shard_size) if self.scale == "norm" else ()
+
+    @cached_property
+    def state_shards(self) -> tuple[layout.Shard, ...]:
+        """Where the state of the folds goes; () when it is not kept."""
+        return outputs.state_shards(self.jobs, self.max_shard_size) if self.keeps_state else ()
 
     @property
     def download_bytes(self) -> int:
@@ -132,7 +138,7 @@ class Plan:
     @property
     def headless(self) -> bool:
         """Whether the result is the backbone alone."""
-        return self.recipe.heads == "drop"
+        return self.recipe.heads in ("drop", "per-task")
 
     def rules(self) -> dict[str, tuple[int, int]]:
         """Rule name to (number of tensors, bytes written), in order of first use."""
@@ -152,7 +158,9 @@ class Plan:
             "steps": [entry.parameters for entry in recipe.models],
             "donor": self.donor.state,
             "models": [source.state for source in self.models],
+            "continues": self.continues and [self.continues.step, self.continues.scale, *self.continues.norms],
             "jobs": [[job.name, job.role, job.rule.name, job.base, *job.names] for job in self.jobs],
             "shards": [[shard.file, hashlib.sha256(shard.header).hexdigest()] for shard in self.shards],
+            "heads": [[head.name, *(spec.name for spec in head.tensors)] for head in self.heads],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from dopkit import layout, methods
 from dopkit.errors import PlanError, Problem, count
-from dopkit.planning import Dropped, Plan, TensorJob, matching, streaming
+from dopkit.planning import Continuation, Dropped, Head, Plan, TensorJob, matching, streaming
+from dopkit.planning import heads as planned_heads
 from dopkit.planning.matching import Model
 from dopkit.recipe import Recipe
 from dopkit.roles import Role
@@ -39,6 +40,15 @@ class Room:
     shards_leave: bool = False  # a finished shard is uploaded and removed while the next one is made
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a merge writes beside the model, and what it goes on from."""
+
+    steps: bool = False  # the models of earlier steps
+    state: bool = False  # of every fold
+    continues: Continuation | None = None
+
+
 @dataclass
 class _Building:
     """A plan in the making."""
@@ -48,6 +58,7 @@ class _Building:
     models: Sequence[Model]
     jobs: list[TensorJob] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
+    heads: tuple[Head, ...] = ()
     notes: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
@@ -61,12 +72,14 @@ def build(
     seed: int | None = None,
     problems: Sequence[Problem] = (),
     stream: bool = False,
+    wanted: Wanted | None = None,
 ) -> Plan:
     """Make the plan of a pinned recipe whose models stand in merge order.
 
-    ``problems`` are those found while opening; ``stream`` asks that nothing be downloaded. Raises PlanError with all
-    of them and all found here.
+    ``problems`` are those found while opening; ``stream`` asks that nothing be downloaded; ``wanted`` is what there is
+    to write besides, and to go on from. Raises PlanError with all of them and all found here.
     """
+    wanted = wanted or Wanted()
     work = _Building(recipe, donor, models, problems=list(problems))
     for model in {model.source.ref.key: model for model in (donor, *models)}.values():
         work.problems += matching.own_problems(model)
@@ -77,6 +90,8 @@ def build(
         what = "offline, so tokenizer and other side files that are not in the cache are left out"
         work.notes.append(f"{donor.source.ref.short}: {what}")
     if not work.problems:
+        if recipe.heads == "per-task":
+            _keep_heads(work, wanted.continues)
         _match(work)
     if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
         work.notes.append(f"arithmetic is in float32; `dtype: {recipe.dtype}` gives way to `out_dtype`")
@@ -94,8 +109,12 @@ def build(
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
         memory_bytes=max((job.working_bytes for job in ordered), default=0) + _AROUND_A_JOB,
+        keeps_steps=wanted.steps,
+        keeps_state=wanted.state,
+        continues=wanted.continues,
+        heads=work.heads,
     )
-    cache_disk = room.disk - plan.output_bytes + room.written if room.shared_disk else room.cache_disk
+    cache_disk = room.disk - plan.disk_bytes + room.written if room.shared_disk else room.cache_disk
     stream_room = streaming.StreamRoom(cache_disk, room.memory, room.memory_given)
     plan = streaming.decide(plan, (donor, *models), stream_room, stream)
     work.problems += _room_problems(plan, room)
@@ -104,6 +123,14 @@ def build(
     if work.problems:
         raise PlanError(f"cannot merge: {count(len(work.problems), 'problem')}", work.problems)
     return plan
+
+
+def _keep_heads(work: _Building, continues: Continuation | None) -> None:
+    """Set apart what is copied beside the merged backbone."""
+    earlier = [source.ref for source in continues.earlier] if continues else []
+    work.heads = planned_heads.kept_heads(work.donor, work.models, earlier)
+    if not continues:
+        work.problems += planned_heads.problems(work.heads, work.donor, work.models)
 
 
 def _match(work: _Building) -> None:
@@ -132,12 +159,14 @@ def _fixed(recipe: Recipe, model: Model, canonical: str, name: str) -> str | Non
 def _compare(work: _Building, model: Model, read: dict[str, str], fixed: dict[str, str]) -> None:
     """One model against the donor: problems, and what of it is left unread."""
     donor = work.donor
-    extra = []
+    kept, extra, needed = _kept(work, model), [], []
     for canonical, name in model.names.items():
-        if canonical in read:
+        if canonical in read or name in kept:
             continue
         why = fixed.get(canonical) or _fixed(work.recipe, model, canonical, name)
-        if why:
+        if why == "copy" and kept and canonical not in donor.names and name not in model.skeleton.unknown:
+            needed.append(name)
+        elif why:
             work.dropped.append(Dropped(model.source.ref, name, why))
         else:
             extra.append(name)
@@ -145,6 +174,7 @@ def _compare(work: _Building, model: Model, read: dict[str, str], fixed: dict[st
     problems = [
         *matching.missing_problems(donor, model, read),
         *matching.extra_problems(donor, model, extra),
+        *matching.needed_problems(donor, model, needed),
         *matching.shape_problems(donor, model, pairs),
         *matching.dtype_problems(donor, model, pairs),
     ]
@@ -153,11 +183,17 @@ def _compare(work: _Building, model: Model, read: dict[str, str], fixed: dict[st
     work.problems += problems
 
 
+def _kept(work: _Building, model: Model) -> set[str]:
+    """The tensors of a model that are copied with its head."""
+    return {spec.name for head in work.heads if head.ref.key == model.source.ref.key for spec in head.tensors}
+
+
 def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) -> None:
     donor, recipe = work.donor, work.recipe
     spec, role = donor.specs[name], donor.role(name)
-    if fixed == "heads: drop":
-        work.dropped.append(Dropped(donor.source.ref, name, fixed))
+    if fixed in ("heads: drop", "heads: per-task"):
+        if name not in _kept(work, donor):
+            work.dropped.append(Dropped(donor.source.ref, name, fixed))
         return
     if fixed:
         rule = methods.BASE
@@ -174,9 +210,14 @@ def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) 
             dtype=_out_dtype(recipe, spec.dtype),
             shape=spec.shape,
             names=() if rule is methods.BASE else tuple(model.names[canonical] for model in work.models),
-            base=name if rule.needs_base else None,
+            base=name if rule.needs_base or _scaled(recipe) else None,
         )
     )
+
+
+def _scaled(recipe: Recipe) -> bool:
+    """Whether every merged task vector is multiplied at the end, so that the base is read for all of them."""
+    return recipe.method.scale_of(recipe.parameters) not in (None, 1)
 
 
 def _out_dtype(recipe: Recipe, own: str) -> str:
@@ -193,7 +234,7 @@ def _place(donor: Model, job: TensorJob) -> tuple[str, int]:
 def _room_problems(plan: Plan, room: Room) -> list[Problem]:
     problems = []
     largest_two = sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
-    output = (largest_two if room.shards_leave else plan.output_bytes) - room.written
+    output = (largest_two if room.shards_leave else plan.disk_bytes) - room.written
     download = 0 if plan.streamed else plan.download_bytes
     if room.shared_disk:
         output, download = output + download, 0

@@ -103,11 +103,18 @@ def extra_problems(base: Model, model: Model, extra: list[str]) -> Iterable[Prob
         return
     if all(model.role(name) is Role.HEAD for name in extra):
         what = f"has an output head that {other} lacks: {_some(extra)}"
-        remedy = "Merge the backbones alone with `heads: drop` in the recipe."
+        remedy = "Keep every model's head with `heads: per-task` in the recipe, or none with `heads: drop`."
     else:
         what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {_some(extra)}"
         remedy = f"Leave them out with `{_copy(model, extra)}`."
     yield Problem(shown, what, _ties(base, model) or remedy)
+
+
+def needed_problems(base: Model, model: Model, needed: list[str]) -> Iterable[Problem]:
+    """``needed`` are tensors under a head that is kept: without a base's to take in their place it would not load."""
+    if needed:
+        what = f"its output head stands on {_some(needed)}, which {base.source.ref.short} has none of to copy"
+        yield Problem(model.source.ref.short, what, "Merge the backbones alone with `heads: drop`.")
 
 
 def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Iterable[Problem]:
@@ -117,7 +124,7 @@ def shape_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Itera
     rest = [pair for pair in different if base.role(pair[0]) is not Role.HEAD]
     rows = [pair for pair in rest if base.role(pair[0]) is Role.EMBEDDING]
     if heads and not rest:
-        remedy = "Keep the base's head with `heads: base`, or merge the backbones alone with `heads: drop`."
+        remedy = "Keep every model's head with `heads: per-task`, the base's with `heads: base`, or none with `drop`."
         yield _shapes(base, model, heads, "output head differs in shape", remedy)
     elif rest and len(rows) == len(rest):
         keys = f"`{_copy(base, [name for name, _ in rows])}`" + (" and `heads: base`" if heads else "")

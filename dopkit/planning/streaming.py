@@ -86,6 +86,9 @@ def _names_read(plan: Plan, model: Model) -> Iterator[str]:
         for source, name in zip(plan.models, job.names, strict=False):  # a copy has no names
             if source.ref.key == key:
                 yield name
+    for head in plan.heads:
+        if head.ref.key == key:
+            yield from (spec.name for spec in head.tensors)
     for dropped in plan.dropped:  # compared with their twins
         if dropped.twin is not None and dropped.ref.key == key:
             yield from (dropped.name, dropped.twin)

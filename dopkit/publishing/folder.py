@@ -10,11 +10,13 @@ from pathlib import Path
 from dopkit import card, hub, receipt, refs
 from dopkit.checkpoints import files
 from dopkit.errors import HubError, OutputError, Problem
+from dopkit.planning.heads import FOLDER
+from dopkit.planning.outputs import STATE, STEPS
 from dopkit.progress import Progress
 from dopkit.publishing.place import PushOptions, local_sources, look, require_free, target_of
 from dopkit.refs import ModelRef
 from dopkit.units import show_size
-from dopkit.writer import RECEIPT
+from dopkit.writer import EVALUATION, RECEIPT, REPORT
 
 _WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json",
@@ -84,21 +86,22 @@ def _sources(folder: Path) -> list[ModelRef]:
 
 
 def _outgoing(folder: Path, repo_id: str) -> list[hub.Outgoing]:
-    """Every file of the folder but hidden ones, and the shards that have left it.
+    """Every file of the folder but hidden ones and earlier steps, and the shards that have left it.
 
     Raises OutputError unless the weights are those of its receipt.
     """
-    listed = receipt.read(folder)["shards"]
-    shards = {shard["file"]: shard["bytes"] for shard in listed}
+    done = receipt.read(folder)
+    listed = done["shards"]
+    ours = {file["file"]: file["bytes"] for file in (*listed, *done.get("heads", []))}
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    paths = {name: path for name, path in paths.items() if not any(part.startswith(".") for part in name.split("/"))}
+    paths = {name: path for name, path in paths.items() if not _stays(name)}
     problems = []
     for name, path in paths.items():
-        if name in shards and path.stat().st_size != shards[name]:
-            problems.append(Problem(name, f"has {path.stat().st_size:,} bytes, the receipt says {shards[name]:,}"))
+        if name in ours and path.stat().st_size != ours[name]:
+            problems.append(Problem(name, f"has {path.stat().st_size:,} bytes, the receipt says {ours[name]:,}"))
         elif path.stat().st_size > _LARGEST_FILE:
             problems.append(Problem(name, "is larger than the Hub takes", "Merge again with --max-shard-size 50GB."))
-        elif _is_weight(name) and name not in shards and not name.endswith(".index.json"):
+        elif (_is_weight(name) or _is_head(name)) and name not in ours and not name.endswith(".index.json"):
             problems.append(Problem(name, "holds weights that are not of this merge"))
     if problems:
         raise OutputError(f"{folder} is not the merge that its {RECEIPT} describes", problems)
@@ -126,7 +129,8 @@ def _addressed(path: Path, repo_id: str) -> bytes:
 
 def _same_weights(folder: Path, outgoing: Iterable[hub.Outgoing]) -> None:
     """Read what is to be sent: a file may have changed since it was merged."""
-    promised = {shard["file"]: shard["sha256"] for shard in receipt.read(folder)["shards"]}
+    done = receipt.read(folder)
+    promised = {file["file"]: file["sha256"] for file in (*done["shards"], *done.get("heads", []))}
     changed = [file.name for file in outgoing if promised.get(file.name, file.sha256) != file.sha256]
     if changed:
         problems = [Problem(name, "is not what was merged: its sha256 differs from the receipt's") for name in changed]
@@ -134,10 +138,25 @@ def _same_weights(folder: Path, outgoing: Iterable[hub.Outgoing]) -> None:
 
 
 def _stale(remote: hub.Remote, outgoing: Iterable[hub.Outgoing]) -> list[str]:
-    """What an earlier model left that would be loaded along with this one: weights, tokenizer, processor."""
-    loaded = {name for name in remote.files if _is_weight(name)} | set(files.side_files(remote.files))
+    """What an earlier model left that would be taken for this one's: weights, heads, state, tokenizer, scores."""
+    loaded = {name for name in remote.files if _is_weight(name) or _is_head(name) or _is_about_it(name)}
+    loaded |= set(files.side_files(remote.files))
     kept = {name for name in loaded if any(fnmatchcase(name, pattern) for pattern in _NOT_LOADED)}
     return sorted(loaded - kept - {file.name for file in outgoing})
+
+
+def _stays(name: str) -> bool:
+    """Whether a file is for this machine alone: hidden ones, and the models of earlier steps."""
+    return name.startswith(f"{STEPS}/") or any(part.startswith(".") for part in name.split("/"))
+
+
+def _is_about_it(name: str) -> bool:
+    """The state of a merge, and what was measured of it."""
+    return name.startswith(f"{STATE}/") or name in (EVALUATION, REPORT)
+
+
+def _is_head(name: str) -> bool:
+    return fnmatchcase(name, f"{FOLDER}/*.safetensors")
 
 
 def _is_weight(name: str) -> bool:

@@ -42,7 +42,7 @@ class Recipe(_Frozen):
     out_dtype: Dtype | None = None
     order: Literal["given", "shuffle"] = "given"
     seed: int | None = None
-    heads: Literal["base", "drop"] | None = None
+    heads: Literal["base", "drop", "per-task"] | None = None
     # Name patterns of tensors that are taken from the base; what the models hold there is left unread.
     # The YAML key is `copy`; pydantic models have a method of that name.
     copied: tuple[str, ...] = ()
@@ -71,8 +71,7 @@ class Recipe(_Frozen):
         own = self.models[index].parameters
         if not own:
             return self.parameters
-        given = self.parameters.model_dump(exclude_unset=True)
-        return type(self.parameters).model_validate({**given, **own})
+        return type(self.parameters).model_validate({**self.parameters.given(), **own})
 
     def drawn(self) -> Recipe:
         """The recipe with its models in the order they are merged in: the shuffle is drawn and written down.

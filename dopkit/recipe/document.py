@@ -1,6 +1,6 @@
 """YAML with line numbers, read as data and nothing else; and data written so that it reads back the same.
 
-Knows nothing of recipes. Only plain scalars, lists and mappings come out: no tags, no code, no duplicate keys,
+Knows no recipe's keys. Only plain scalars, lists and mappings come out: no tags, no code, no duplicate keys,
 and no file that unfolds into more than it says (alias bombs).
 """
 
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Any
 
 import yaml
 
-from dopkit.errors import Problem
+from dopkit.errors import Problem, RecipeError
 
 MOST_CHARACTERS = 300_000
 MOST_NODES = 20_000
@@ -68,6 +69,18 @@ _KINDS: dict[type[yaml.Node], tuple[str, ...]] = {
 
 class _TooLarge(Exception):
     """More nodes, or deeper ones, than any recipe has."""
+
+
+def text_of(path: FilePath, kind: str, remedy: str = "") -> str:
+    """The text of a file of some ``kind`` (``recipe``). Raises RecipeError, with ``remedy`` when there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"there is no {kind} {path}", [Problem("", remedy)] if remedy else []) from None
+    except UnicodeDecodeError:
+        raise RecipeError(f"cannot read the {kind} {path}: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
+        raise RecipeError(f"cannot read the {kind} {path}: {getattr(error, 'strerror', error)}") from None
 
 
 def read(text: str) -> Document:

@@ -5,8 +5,7 @@ Two readings of one document: pydantic judges the recipe's own keys, the method'
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,8 +16,9 @@ from dopkit import methods, refs
 from dopkit.errors import DopkitError, Problem, RecipeError, count
 from dopkit.methods.parameters import Parameters
 from dopkit.recipe import Dtype, ModelEntry, Recipe
-from dopkit.recipe.document import Document, read
+from dopkit.recipe.document import Document, read, text_of
 from dopkit.recipe.document import Path as YamlPath
+from dopkit.recipe.wording import judge, unknown_key, wrong_value
 
 # Keys that mergekit reads and dopkit does not: refused by name, so that nobody thinks they took effect.
 MERGEKIT_ONLY = {
@@ -67,7 +67,7 @@ class _File(BaseModel):
     out_dtype: Dtype | None = None
     order: Literal["given", "shuffle"] = "given"
     seed: int | None = Field(None, ge=0)
-    heads: Literal["base", "drop"] | None = None
+    heads: Literal["base", "drop", "per-task"] | None = None
     copied: Annotated[list[str], BeforeValidator(_list)] = Field(default_factory=list, alias="copy")
     repo_id: Annotated[str, AfterValidator(refs.parse_repo_id)] | None = None
 
@@ -78,14 +78,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Relative folders in it are meant from the recipe's own folder. Raises RecipeError with all problems.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe {path}", [Problem("", _INIT)]) from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"cannot read the recipe {path}: it is not UTF-8 text") from None
-    except (OSError, ValueError) as error:  # ValueError: a path that holds a zero byte
-        raise RecipeError(f"cannot read the recipe {path}: {getattr(error, 'strerror', error)}") from None
+    text = text_of(path, "recipe", _INIT)
     return parse_recipe(text, name=path.stem, folder=path.parent, shown=str(path))
 
 
@@ -145,26 +138,9 @@ class _Reading:
         try:
             return _File.model_validate(self.data)
         except ValidationError as error:
-            # Misspelt keys first: what one of them was meant to be is then not said to be missing as well.
-            for detail in sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden"):
-                self._judge_key(detail)
+            for path, what in judge(error, _keys, self.meant, _wrong, _unknown):
+                self.add(path, what)
             return None
-
-    def _judge_key(self, detail: ErrorDetails) -> None:
-        path = detail["loc"]
-        key = str(path[-1])
-        if detail["type"] == "extra_forbidden":
-            model = _Entry if path[0] == "models" else _File
-            known = [field.alias or name for name, field in model.model_fields.items()]
-            self.meant.update(difflib.get_close_matches(key, known, n=1))
-            self.add(path, _unknown("key", key, known))
-        elif detail["type"] == "missing":
-            if key not in self.meant:
-                self.add(path, f"{key!r} is missing")
-        elif len(path) == 2 and path[0] == "models":
-            self.add(path, "a model is a reference (user/name or ./folder), or a mapping with the key 'model'")
-        else:
-            self.add(path, _wrong_value(detail))
 
     def _entries(self) -> Iterator[_Model]:
         models = self.data.get("models")
@@ -211,7 +187,7 @@ class _Reading:
             elif own and method.ordered and self.data.get("order") == "shuffle":
                 self.add(path, "with `order: shuffle` a model has no parameters of its own: it may come first")
             elif own and not outside and parameters is not None:
-                self._validate(method, parameters.model_dump(exclude_unset=True), own, path)
+                self._validate(method, parameters.given(), own, path)
         return parameters
 
     def _validate(
@@ -225,10 +201,10 @@ class _Reading:
         try:
             return method.parameters.model_validate(read)
         except ValidationError as error:
-            known = [name for name in method.parameters.model_fields if name not in unread]
+            known = [name for name in method.parameters.names() if name not in unread]
             for detail in error.errors():
                 wrong = detail["type"] != "extra_forbidden"
-                what = _wrong_value(detail) if wrong else _unknown("parameter", str(detail["loc"][-1]), known)
+                what = wrong_value(detail) if wrong else unknown_key(str(detail["loc"][-1]), known, "parameter")
                 self.add((*path, *detail["loc"]), what)
             return None
 
@@ -249,44 +225,26 @@ class _Reading:
             seen.setdefault(ref.key, index)
 
 
-def _wrong_value(detail: ErrorDetails) -> str:
-    """What pydantic says of a value, as a sentence about its key."""
-    key = next((str(part) for part in reversed(detail["loc"]) if isinstance(part, str)), "")
-    value = detail["input"]
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])
-    if value is None:
-        return f"{key!r} has no value"
-    if detail["type"] == "too_short":
-        return f"{key!r} is empty"
-    return f"{key}: {_shown(value)} {_plainly(detail['msg'])}"
-
-
-def _plainly(message: str) -> str:
-    """pydantic's words without its jargon: ``Input should be a valid dictionary`` is about a mapping here."""
-    words = {"Input ": "", "valid dictionary": "mapping", "valid ": "", "integer": "whole number", "a tuple": "a list"}
-    for jargon, plain in words.items():
-        message = message.replace(jargon, plain)
-    return message
-
-
-def _shown(value: Any) -> str:
-    """The value as the user may recognise it."""
-    if isinstance(value, dict | list):
-        return "a mapping" if isinstance(value, dict) else "a list"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) < 60 else text[:50] + "..."
-
-
-def _unknown(kind: str, key: str, known: list[str]) -> str:
-    if kind == "key" and key in MERGEKIT_ONLY:
+def _unknown(key: str, known: Sequence[str]) -> str:
+    if key in MERGEKIT_ONLY:
         return f"{key!r} is a mergekit key that dopkit does not support"
-    hint = methods.suggestion(key, known).strip()
-    return f"unknown {kind} {key!r} ({hint or 'known: ' + (', '.join(known) or 'none')})"
+    return unknown_key(key, known)
+
+
+def _wrong(detail: ErrorDetails) -> str:
+    if len(detail["loc"]) == 2 and detail["loc"][0] == "models":
+        return "a model is a reference (user/name or ./folder), or a mapping with the key 'model'"
+    return wrong_value(detail)
+
+
+def _keys(path: YamlPath) -> list[str]:
+    """The keys there are where ``path`` stands."""
+    model = _Entry if path[0] == "models" else _File
+    return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _not_per_model(method: methods.Method, key: str) -> str:
-    if key in method.parameters.model_fields:
+    if key in method.parameters.names():
         return f"{key!r} cannot be set per model with {method.name}; set it under the recipe's own 'parameters'"
     allowed = ", ".join(sorted(method.parameters.per_model)) or "none"
     return f"unknown parameter {key!r} for a single model (those of {method.name}: {allowed})"

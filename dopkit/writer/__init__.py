@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dopkit.writer.folder import RECEIPT, OutputFolder
+from dopkit.writer.folder import EVALUATION, RECEIPT, REPORT, OutputFolder
 from dopkit.writer.journal import Journal, read_journal
 from dopkit.writer.shards import ShardFile, ShardWriter, write_text
 
-__all__ = ["RECEIPT", "Journal", "OutputFolder", "ShardFile", "ShardWriter", "read_journal", "write_text"]
+__all__ = [
+    "EVALUATION",
+    "RECEIPT",
+    "REPORT",
+    "Journal",
+    "OutputFolder",
+    "ShardFile",
+    "ShardWriter",
+    "read_journal",
+    "write_text",
+]

@@ -16,6 +16,8 @@ from dopkit.errors import OutputError, Problem
 JOURNAL = "journal.jsonl"
 LOCK = "journal.lock"
 RECEIPT = "dopkit_receipt.json"
+EVALUATION = "dopkit_evaluation.json"
+REPORT = "report.html"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class OutputFolder:
     """Where a merge goes. Nothing is written before ``prepare``."""
 
     path: Path
-    overwrite: bool = False
+    overwrite: bool = False  # replace what dopkit made there, and throw away what it left unfinished
+    grows: bool = False  # replace what dopkit made there: this merge goes on from it
 
     @property
     def partial(self) -> Path:
@@ -47,14 +50,15 @@ class OutputFolder:
 
         They may be on the Hub alone. Raises OutputError when it is another merge.
         """
-        if not (self.path / RECEIPT).is_file() or self.overwrite:
+        if not (self.path / RECEIPT).is_file() or self.overwrite or self.grows:
             return False
         try:
             found = json.loads((self.path / RECEIPT).read_text(encoding="utf-8"))
         except ValueError:
             found = {}
         if found.get("fingerprint") == fingerprint:
-            return not weights or all((self.path / shard["file"]).is_file() for shard in found.get("shards", []))
+            files = [one["file"] for key in ("shards", "heads") for one in found.get(key, [])]
+            return not weights or all((self.path / file).is_file() for file in files)
         what = "holds another merge (another recipe, or sources that changed since)"
         remedy = "Choose another folder with -o, or replace it with --overwrite."
         raise OutputError("the output folder is in the way", [Problem(str(self.path), what, remedy)])
@@ -63,7 +67,7 @@ class OutputFolder:
         """Disk space that an unfinished run has already taken."""
         if not self.partial.is_dir():
             return 0
-        return sum(path.stat().st_blocks * 512 for path in self.partial.iterdir() if path.is_file())
+        return sum(path.stat().st_blocks * 512 for path in self.partial.rglob("*") if path.is_file())
 
     def prepare(self) -> Path:
         """Make the working folder, or return the one an interrupted run left."""

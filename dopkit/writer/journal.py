@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,7 +42,9 @@ class Journal:
             raise OutputError("the output folder is in the way", [Problem(str(folder), _OTHER, _REMEDY)])
         if other:
             for path in folder.iterdir():
-                if path.name != LOCK:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
                     path.unlink()
             lines = []
         self.entries: dict[str, Entry] = {line["name"]: line for line in lines if "name" in line}

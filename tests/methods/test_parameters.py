@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+import dopkit
+from dopkit.errors import DopkitError
+from dopkit.methods import BUILTIN
+from dopkit.methods.continual_parameters import TaskArithmeticParameters
 from dopkit.methods.parameters import AverageParameters, DopParameters
 
 
@@ -20,10 +25,12 @@ def refusal(**values: Any) -> list[tuple[str, str]]:
 def test_the_defaults_are_the_published_ones() -> None:
     assert DopParameters().model_dump() == {
         "solver": "exact",
+        "history": "last",
         "alpha": 0.8,
         "svd_epsilon": 0.99999,
         "svd_proj_space": "uv",
         "rank_rule": "at-least",
+        "scale": 1.0,
         "other": "mean",
         "exclude": (),
         "lr": 1e-4,
@@ -55,6 +62,12 @@ def test_the_defaults_are_the_published_ones() -> None:
         ({"solver": "adam", "lr": float("inf")}, "lr", "Input should be a finite number"),
         ({"solver": "adam", "mgda": 1}, "mgda", "Input should be a valid boolean"),
         ({"exclude": [1]}, "exclude.0", "Input should be a valid string"),
+        ({"scale": 0}, "scale", "Value error, scale: 0 is not a number above 0"),
+        ({"scale": float("inf")}, "scale", "Value error, scale: inf is not a number above 0"),
+        ({"scale": float("nan")}, "scale", "Value error, scale: nan is not a number above 0"),
+        ({"scale": "mean"}, "scale", "Value error, scale: 'mean' is neither a number above 0 nor 'norm'"),
+        ({"scale": True}, "scale", "Value error, scale: True is neither a number above 0 nor 'norm'"),
+        ({"other": "zero"}, "other", "Input should be 'mean', 'half' or 'base'"),
         ({"alhpa": 0.5}, "alhpa", "Extra inputs are not permitted"),
     ],
 )
@@ -79,6 +92,7 @@ def test_patterns_are_one_or_many(value: Any) -> None:
     assert DopParameters.model_validate({"exclude": value}).exclude == ("head.*",)
 
 
+ALL = "history: all weighs every model alike, and solves in closed form"
 EXACT = "solver: exact solves in closed form for a fixed alpha"
 
 
@@ -92,6 +106,10 @@ EXACT = "solver: exact solves in closed form for a fixed alpha"
          "Value error, 'ema_beta' has no effect: with mgda: false the weight stays at alpha"),
         ({"solver": "adam", "ema": False, "ema_beta": 0.5},
          "Value error, 'ema_beta' has no effect: with ema: false there is no moving average"),
+        ({"history": "all", "alpha": 0.5, "lr": 1e-3},
+         f"Value error, 'alpha' has no effect: {ALL}; 'lr' has no effect: {ALL}"),
+        ({"history": "all", "solver": "adam"},
+         "Value error, history: all has no published procedure to reproduce: it needs solver: exact"),
     ],
 )  # fmt: skip
 def test_a_parameter_without_effect_is_refused(values: dict[str, Any], message: str) -> None:
@@ -105,6 +123,7 @@ def test_a_parameter_without_effect_is_refused(values: dict[str, Any], message: 
         ({"solver": "adam"}, set()),
         ({"solver": "adam", "mgda": False}, {"ema", "ema_beta"}),
         ({"solver": "adam", "ema": False}, {"ema_beta"}),
+        ({"history": "all", "svd_epsilon": 0.9}, {"alpha", "lr", "num_steps", "mgda", "ema", "ema_beta"}),
     ],
 )
 def test_what_is_in_force_is_what_may_be_given(values: dict[str, Any], missing: set[str]) -> None:
@@ -126,5 +145,63 @@ def test_average_has_nothing_to_set() -> None:
         AverageParameters.model_validate({"weight": 1})
 
 
-def test_every_parameter_says_what_it_is() -> None:
-    assert [name for name, field in DopParameters.model_fields.items() if not field.description] == []
+@pytest.mark.parametrize("method", BUILTIN)
+def test_every_parameter_says_what_it_is(method: str) -> None:
+    parameters = BUILTIN[method].parameters
+    assert [name for name, field in parameters.model_fields.items() if not field.description] == []
+    assert parameters.per_model <= set(parameters.names())
+
+
+# A name that Python keeps for itself
+
+
+def test_lambda_is_lambda_everywhere_outside() -> None:
+    parameters = TaskArithmeticParameters.model_validate({"lambda": 0.3})
+    assert parameters.lambda_ == 0.3
+    assert parameters.names() == ["weight", "lambda"]
+    assert parameters.given() == {"lambda": 0.3}
+    assert parameters.in_force() == {"weight": 1.0, "lambda": 0.3}
+    assert TaskArithmeticParameters.model_validate(parameters.in_force()).lambda_ == 0.3
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        TaskArithmeticParameters.model_validate({"lambda_": 0.3})
+
+
+def test_a_recipe_with_lambda_comes_back() -> None:
+    text = "base_model: ./base\nmerge_method: task_arithmetic\nparameters: {lambda: 0.3}\nmodels:\n"
+    text += "- ./a\n- {model: ./b, parameters: {weight: 0.5}}\n"
+    recipe = dopkit.parse_recipe(text, folder=Path("x"))
+    assert [recipe.parameters_for(index).in_force() for index in (0, 1)] == [
+        {"weight": 1.0, "lambda": 0.3},
+        {"weight": 0.5, "lambda": 0.3},
+    ]
+    assert recipe.to_data(Path("x"))["parameters"] == {"weight": 1.0, "lambda": 0.3}
+    again = dopkit.parse_recipe(recipe.to_yaml(Path("x")), folder=Path("x"))
+    assert [again.parameters_for(index) for index in (0, 1)] == [recipe.parameters_for(index) for index in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters", "own", "message"),
+    [
+        ("task_arithmetic", "lamda: 1", "weight: 1", "unknown parameter 'lamda' (did you mean 'lambda'?)"),
+        ("task_arithmetic", "lambda: x", "weight: 1", "lambda: 'x' should be a number"),
+        ("task_arithmetic", "", "lambda: 1",
+         "'lambda' cannot be set per model with task_arithmetic; set it under the recipe's own 'parameters'"),
+        ("ties", "weight: -1", "density: 0.5", "weight: -1 should be greater than or equal to 0"),
+        ("ties", "density: 0", "density: 0.5", "density: 0 should be greater than 0"),
+        ("magmax", "lambda: 0", "", "lambda: 0 should be greater than 0"),
+        ("opcm", "alpha: 2", "", "alpha: 2 should be less than or equal to 1"),
+        ("dop", "{history: all, alpha: 0.5}", "", f"'alpha' has no effect: {ALL}; remove it"),
+        ("dop", "{history: all, solver: adam}", "",
+         "history: all has no published procedure to reproduce: it needs solver: exact"),
+        ("dop", "history: all", "alpha: 0.5", f"'alpha' has no effect: {ALL}; remove it"),
+        ("wudi", "scale: -1", "", "scale: -1 is not a number above 0"),
+        ("nullspace", "svd_epsilon: 0", "", "svd_epsilon: 0 should be greater than 0"),
+    ],
+)  # fmt: skip
+def test_a_recipe_is_told_what_is_wrong(method: str, parameters: str, own: str, message: str) -> None:
+    braces = parameters if parameters.startswith("{") else f"{{{parameters}}}"
+    text = f"base_model: ./base\nmerge_method: {method}\nparameters: {braces}\nmodels:\n- ./a\n"
+    text += f"- {{model: ./b, parameters: {{{own}}}}}\n"
+    with pytest.raises(DopkitError) as caught:
+        dopkit.parse_recipe(text, folder=Path("x"))
+    assert [problem.what for problem in caught.value.problems] == [message]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dopkit import methods
 from dopkit.errors import DopkitError
-from dopkit.methods import DOP_ADAM, DOP_EXACT, HALF, MEAN, Rule
-from dopkit.methods.parameters import AverageParameters, DopParameters
+from dopkit.methods import BASE, DOP_ADAM, DOP_EXACT, HALF, MEAN, Rule, rules
+from dopkit.methods.continual_parameters import MatrixParameters, WudiParameters
+from dopkit.methods.dop_terms import Sides
+from dopkit.methods.parameters import DopParameters
+from dopkit.methods.rules import DOP_ALL, MAGMAX, NULLSPACE, TASK_ARITHMETIC, TIES, WUDI
 from dopkit.roles import Role
 
 MODULE = """
@@ -61,7 +66,16 @@ def test_the_built_in_methods() -> None:
     assert list(methods.known()) == sorted(methods.BUILTIN)
     assert methods.find("dop") is methods.BUILTIN["dop"]
     needs = {name: (method.needs_base, method.ordered, method.least_models) for name, method in methods.BUILTIN.items()}
-    assert (needs["average"], needs["dop"]) == ((False, False, 1), (True, True, 1))
+    assert needs == {
+        "average": (False, False, 1),
+        "task_arithmetic": (True, False, 1),
+        "ties": (True, False, 1),
+        "magmax": (True, True, 1),
+        "dop": (True, True, 1),
+        "opcm": (True, True, 1),
+        "wudi": (True, False, 1),
+        "nullspace": (True, True, 1),
+    }
     assert all(method.name == name for name, method in methods.BUILTIN.items())
 
 
@@ -165,17 +179,88 @@ def test_dop_merges_matrices_and_averages_the_rest(role: Role, shape: tuple[int,
     assert chosen(DopParameters(exclude=("layers.*", "MODEL.*"))) is rule  # whole names, in their own case
 
 
-def test_average_takes_the_mean_of_everything() -> None:
-    rule_for = methods.find("average").rule_for
-    assert all(rule_for(AverageParameters(), "x", role, (2, 2)) is MEAN for role in Role)
+@pytest.mark.parametrize(
+    ("name", "rule"), [("average", MEAN), ("task_arithmetic", TASK_ARITHMETIC), ("ties", TIES), ("magmax", MAGMAX)]
+)
+def test_some_methods_do_the_same_with_everything(name: str, rule: Rule) -> None:
+    method = methods.find(name)
+    assert all(method.rule_for(method.parameters(), "x", role, (2, 2)) is rule for role in Role)
 
 
-def test_every_rule_loads_its_fold_or_copies() -> None:
-    for rule in (MEAN, HALF, DOP_EXACT, DOP_ADAM):
-        fold = rule.load()
-        assert all(callable(getattr(fold, name)) for name in ("start", "step", "finish"))
-    for rule in (methods.BASE, methods.EQUAL):
-        assert (rule.fold, rule.needs_base, rule.cut) == (None, True, methods.Cut.BLOCKS)
+def test_history_all_keeps_sums_for_the_sides_it_projects_on() -> None:
+    def chosen(role: Role, **given: Any) -> Rule:
+        return methods.find("dop").rule_for(DopParameters(history="all", **given), "x", role, MATRIX)
+
+    rows, columns = Sides(True, False), Sides(False, True)
+    assert chosen(Role.LINEAR) is chosen(Role.CONV1D) is DOP_ALL[Sides(True, True)]
+    assert chosen(Role.LINEAR, svd_proj_space="u") is chosen(Role.CONV1D, svd_proj_space="v") is DOP_ALL[rows]
+    assert chosen(Role.LINEAR, svd_proj_space="v") is chosen(Role.CONV1D, svd_proj_space="u") is DOP_ALL[columns]
+    assert chosen(Role.NORM) is MEAN
+    wudi = methods.find("wudi").rule_for
+    assert wudi(WudiParameters(), "x", Role.LINEAR, MATRIX) is WUDI[columns]
+    assert wudi(WudiParameters(), "x", Role.CONV1D, MATRIX) is WUDI[rows]
+
+
+@pytest.mark.parametrize(("name", "rule"), [("wudi", WUDI[Sides(False, True)]), ("nullspace", NULLSPACE)])
+def test_what_is_no_matrix_is_left_to_other(name: str, rule: Rule) -> None:
+    method = methods.find(name)
+
+    def chosen(shape: tuple[int, ...], role: Role = Role.LINEAR, **given: Any) -> Rule:
+        parameters = method.parameters.model_validate(given)
+        assert isinstance(parameters, MatrixParameters)
+        return method.rule_for(parameters, "a.weight", role, shape)
+
+    assert chosen(MATRIX) is chosen(CUBE, Role.EXPERTS) is chosen(MATRIX, Role.HEAD) is rule
+    for other, wanted in (("mean", MEAN), ("half", HALF), ("base", BASE)):
+        assert chosen(VECTOR, other=other) is chosen(MATRIX, Role.EMBEDDING, other=other) is wanted
+        assert chosen(MATRIX, exclude="a.*", other=other) is wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "scale"),
+    [
+        ("average", {}, None),
+        ("task_arithmetic", {"lambda": 0.3}, None),  # the fold's own business
+        ("magmax", {}, None),
+        ("dop", {}, None),
+        ("dop", {"scale": 1}, None),
+        ("dop", {"scale": 1.5}, 1.5),
+        ("dop", {"history": "all", "scale": "norm"}, "norm"),
+        ("wudi", {}, None),
+        ("wudi", {"scale": "norm"}, "norm"),
+        ("opcm", {}, "norm"),
+        ("nullspace", {}, None),
+    ],
+)
+def test_what_the_merged_task_vector_is_multiplied_by(name: str, given: dict[str, Any], scale: object) -> None:
+    method = methods.find(name)
+    assert method.scale_of(method.parameters.model_validate(given)) == scale
+
+
+def every_rule() -> list[Rule]:
+    found: list[Rule] = []
+    for value in vars(rules).values():
+        found += [value] if isinstance(value, Rule) else list(value.values()) if isinstance(value, dict) else []
+    return [rule for rule in found if isinstance(rule, Rule)]
+
+
+@pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)
+def test_every_rule_loads_its_fold_or_copies(rule: Rule) -> None:
+    if rule.fold is None:
+        assert (rule.needs_base, rule.cut) == (True, methods.Cut.BLOCKS)
+        return
+    fold = rule.load()
+    assert all(callable(getattr(fold, name)) for name in ("start", "step", "finish", "pack", "unpack"))
+
+
+@pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)
+def test_a_rule_needs_room_for_its_state_and_time(rule: Rule) -> None:
+    for shape in ((300, 200), (200, 300), (100, 900)):
+        if rule.fold is not None:
+            sizes = {"F32": 4, "F64": 8}
+            state = sum(sizes[dtype] * math.prod(part) for dtype, part in rule.state(shape).values())
+            assert rule.working_bytes(shape) > state
+        assert 0 < rule.effort(shape) < 1
 
 
 def test_working_bytes_are_counted_in_float32() -> None:

@@ -92,7 +92,7 @@ def test_misspelt_keys_at_each_level() -> None:
 
 
 def test_misspelt_parameters() -> None:
-    names = "solver, alpha, svd_epsilon, svd_proj_space, rank_rule, other, exclude"
+    names = "solver, history, alpha, svd_epsilon, svd_proj_space, rank_rule, scale, other, exclude"
     assert problems(GOOD + "parameters:\n  alhpa: 0.5\n  weight: 1\n") == [
         "line 7: unknown parameter 'alhpa' (did you mean 'alpha'?)",
         f"line 8: unknown parameter 'weight' (known: {names})",
@@ -162,7 +162,7 @@ def test_values_of_the_wrong_type() -> None:
         "line 7: order: 'random' should be 'given' or 'shuffle'",
         "line 8: seed: true should be a whole number",
         "line 8: 'seed' has no effect without `order: shuffle`",
-        "line 9: heads: 'keep' should be 'base' or 'drop'",
+        "line 9: heads: 'keep' should be 'base', 'drop' or 'per-task'",
         "line 10: copy: 1 should be a string",
     ]
 
@@ -322,7 +322,7 @@ MANY = (
 
 
 def test_all_problems_are_told_at_once() -> None:
-    names = "solver, alpha, svd_epsilon, svd_proj_space, rank_rule, other, exclude"
+    names = "solver, history, alpha, svd_epsilon, svd_proj_space, rank_rule, scale, other, exclude"
     assert problems(MANY) == [
         "line 1: 'seed' has no effect without `order: shuffle`",
         "line 6: u/a is listed twice (first in line 5); each model is merged once",
@@ -332,7 +332,7 @@ def test_all_problems_are_told_at_once() -> None:
         f"line 10: 'lr' has no effect: {EXACT}; remove it",
         f"line 10: 'mgda' has no effect: {EXACT}; remove it",
         "line 10: alpha: 7 is not between 0 and 1",
-        "line 10: other: 'x' should be 'mean' or 'half'",
+        "line 10: other: 'x' should be 'mean', 'half' or 'base'",
         f"line 10: unknown parameter 'zzz' (known: {names})",
     ]
 

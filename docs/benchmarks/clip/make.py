@@ -1,0 +1,98 @@
+"""Write the recipes and the task file of a published CLIP run: `python make.py clip-vit-base-patch32 8 WORK/b32-8`.
+
+    WORK/b32-8/base/            the vision tower of OpenAI's CLIP, which the checkpoints were fine-tuned from
+    WORK/b32-8/tasks.yaml       the test sets, class names and prompts of the tasks
+    WORK/b32-8/METHOD/40.yaml   a recipe for each seed, and so for each order
+
+What is in tasks/ are facts of the published runs; this file puts them together. It merges nothing and scores nothing.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# In this order the published runs list their models before they shuffle them; the shorter lists begin the longer ones.
+TASKS = (
+    "sun397", "stanford-cars", "resisc45", "eurosat", "svhn", "gtsrb", "mnist", "dtd",
+    "oxford_flowers102", "pcam", "fer2013", "oxford-iiit-pet", "stl10", "cifar100",
+    "cifar10", "food101", "fashion_mnist", "emnist_letters", "kmnist", "rendered-sst2",
+)  # fmt: skip
+COUNTS = (8, 14, 20)
+BACKBONES = ("clip-vit-base-patch32", "clip-vit-base-patch16", "clip-vit-large-patch14")
+SEEDS = range(40, 50)
+# Settings as in published runs, beside dopkit's own methods with their defaults.
+PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
+    "dop-published": ("dop", {"solver": "adam", "rank_rule": "below", "other": "half"}),
+    "opcm-published": ("opcm", {"alpha": 0.5, "rank_rule": "below"}),
+    "task_arithmetic-published": ("task_arithmetic", {"lambda": 0.3}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the recipes and the task file of a published CLIP run.")
+    parser.add_argument("backbone", choices=BACKBONES)
+    parser.add_argument("count", type=int, choices=COUNTS, help="how many tasks")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--method", action="append", help=f"a method of dopkit, or {', '.join(PUBLISHED)}; repeatable")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="default: 40 to 49")
+    options = parser.parse_args()
+    write(options.folder / "tasks.yaml", tasks(options.backbone, options.count))
+    for method in options.method or ["dop"]:
+        for seed in options.seeds:
+            path = options.folder / method / f"{seed}.yaml"
+            write(path, recipe(options.backbone, options.count, method, seed))
+    write_base(options.folder / "base", f"openai/{options.backbone}")
+
+
+def recipe(backbone: str, count: int, method: str, seed: int) -> dict[str, Any]:
+    """The merge of the first `count` tasks in the order of `seed`, for a file one folder below that of the base."""
+    merge_method, parameters = PUBLISHED.get(method, (method, {}))
+    data: dict[str, Any] = {"merge_method": merge_method, "base_model": "../base"}
+    if parameters:
+        data["parameters"] = parameters
+    return data | {"models": [checkpoint(backbone, task) for task in TASKS[:count]], "order": "shuffle", "seed": seed}
+
+
+def tasks(backbone: str, count: int) -> dict[str, Any]:
+    """The task file: the first `count` tasks, their prompts read by the whole CLIP that the backbone is part of."""
+    return {"tasks": [task_entry(backbone, task) for task in TASKS[:count]]}
+
+
+def task_entry(backbone: str, task: str) -> dict[str, Any]:
+    facts = yaml.safe_load((Path(__file__).parent / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
+    prompts = {**facts.pop("zero_shot"), "base": f"openai/{backbone}"}
+    entry = {"name": task, "kind": "image-classification", "model": checkpoint(backbone, task)}
+    return {**entry, **facts, "zero_shot": prompts}
+
+
+def checkpoint(backbone: str, task: str) -> str:
+    return f"tanganke/{backbone}_{task}"
+
+
+def write(path: Path, data: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    path.write_text(text, encoding="utf-8")
+
+
+def write_base(folder: Path, source: str) -> None:
+    """The vision tower of the CLIP in `source` and its image processor, unless `folder` is there already.
+
+    The checkpoints are bare vision towers, and a base must be a model of their kind.
+    """
+    from transformers import AutoImageProcessor, CLIPVisionModel
+
+    if folder.is_dir():
+        return
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    CLIPVisionModel.from_pretrained(source).save_pretrained(part)
+    AutoImageProcessor.from_pretrained(source, backend="pil").save_pretrained(part)
+    part.rename(folder)
+
+
+if __name__ == "__main__":
+    main()

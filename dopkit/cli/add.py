@@ -1,0 +1,81 @@
+"""``dopkit add``: one more model into a merged one, or several in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dopkit.cli.output import json_option, merge_options, show_json
+from dopkit.cli.push import push_options, read_options, refuse_options
+from dopkit.cli.run import report_result, result_data
+
+
+class Setting(click.ParamType[tuple[str, Any]]):
+    """``KEY=VALUE`` as it would stand in a recipe."""
+
+    name = "key=value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        import yaml
+
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or not equals:
+            self.fail(f"{value!r} is not of the form KEY=VALUE", param, ctx)
+        try:
+            return key, yaml.safe_load(text)
+        except yaml.YAMLError:
+            self.fail(f"{text!r} is no YAML value", param, ctx)
+
+
+@click.command(short_help="Add models to a merged model.")
+@click.argument("merged", metavar="MERGED")
+@click.argument("experts", metavar="MODEL...", nargs=-1, required=True)
+@merge_options
+@click.option(
+    "--set", "parameters", type=Setting(), multiple=True, help="A parameter for the new models, as alpha=0.5."
+)
+@click.option("--from-experts", is_flag=True, help="Read the earlier models again, and merge all of them at once.")
+@click.option("--push-to-hub", is_flag=True, help="Publish the result on the Hub.")
+@click.option("--repo-id", metavar="USER/NAME", help="Where to publish (default: the repository that MERGED is).")
+@push_options
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
+def add(
+    merged: str,
+    experts: tuple[str, ...],
+    out: str | None,
+    parameters: tuple[tuple[str, Any], ...],
+    from_experts: bool,
+    push_to_hub: bool,
+    repo_id: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **how: Any,
+) -> None:
+    """Fold MODEL (user/name or ./folder), or several in order, into MERGED, without the models that are in it.
+
+    MERGED is a folder that dopkit made, or user/name on the Hub. It reads the base, MERGED and the new models,
+    whatever came before. A folder is replaced once the new one is complete, unless -o names another.
+    """
+    if push_to_hub:
+        how["push"] = read_options(how, repo_id, how["overwrite"])
+    else:
+        refuse_options(how, repo_id)
+    from dopkit import adding
+    from dopkit.cli.progress import watch
+    from dopkit.preparing import Options
+
+    with watch(quiet=quiet or as_json, verbose=verbose) as progress:
+        options = Options(**how)
+        result = adding.add(merged, experts, out, options, progress, dict(parameters), from_experts)
+    if as_json:
+        show_json(result_data(result))
+    elif not quiet:
+        report_result(result)
+        count = len(result.receipt["models"])
+        click.echo(f"{result.folder} holds {count} models: {', '.join(m['model'] for m in result.receipt['models'])}")

@@ -1,0 +1,35 @@
+"""A result that is not finite: which input is to blame, and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from dopkit.checkpoints import Checkpoint
+from dopkit.errors import MergeError, Problem, count
+from dopkit.planning import TensorJob
+
+Input = tuple[Checkpoint, str]
+
+
+def check_finite(job: TensorJob, merged: torch.Tensor, inputs: Iterable[Input]) -> None:
+    """Raises MergeError when a value is NaN or infinite."""
+    if merged.is_floating_point() and not bool(torch.isfinite(merged).all()):
+        raise explained(job, inputs, None)
+
+
+def explained(job: TensorJob, inputs: Iterable[Input], error: MergeError | None) -> MergeError:
+    """Say which inputs hold NaN or infinity; if none does, the merge or the cast made it."""
+    problems = []
+    for checkpoint, name in inputs:
+        bad = sum(int((~torch.isfinite(checkpoint.read(name, rows))).sum()) for rows in job.parts())
+        if bad:
+            what = f"{name} holds {count(bad, 'value')} that are NaN or infinite"
+            problems.append(Problem(checkpoint.ref.short, what, "Fetch the model again, or leave it out."))
+    if not problems and error is not None:
+        problems = [Problem("", str(error))]
+    elif not problems:
+        what = f"the result does not fit {job.dtype} or is not a number"
+        problems = [Problem("", what, "Set `out_dtype: bfloat16` or `float32`, which hold larger numbers.")]
+    return MergeError(f"cannot merge {job.name} ({job.rule.name})", problems)

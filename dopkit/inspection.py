@@ -1,0 +1,67 @@
+"""How the models of a recipe relate, before they are merged: opened and planned like a merge, then measured.
+
+Writes nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dopkit import hub
+from dopkit.device import choose
+from dopkit.engine.relating import memory_bytes, relate
+from dopkit.errors import PlanError, Problem
+from dopkit.measure import available_bytes
+from dopkit.planning.building import Room
+from dopkit.preparing import Options
+from dopkit.progress import Progress
+from dopkit.recipe import Recipe
+from dopkit.relations import Relations
+from dopkit.sources import Sources, open_sources
+from dopkit.units import show_size
+
+_NO_LIMIT = 1 << 62  # bytes: nothing is merged, so the merge needs no room
+
+
+def inspect(
+    recipe: Recipe,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    ranks: bool = True,
+    energy: float = 0.9,
+) -> Relations:
+    """Norms, cosines and ranks of the task vectors of ``recipe``, from the weights alone.
+
+    Downloads what is missing, or streams it with ``options.stream``; of the other options only ``device`` and
+    ``max_memory`` count. ``energy`` is the share of a task vector's sum of singular values that its rank stands for.
+    Raises PlanError with every reason why the models do not go together; CheckpointError when one cannot be compared.
+    """
+    options, progress = options or Options(), progress or Progress()
+    if not 0 < energy <= 1:
+        raise PlanError(f"the energy {energy:g} is no share", [Problem("", "", "Choose one over 0 and up to 1.")])
+    if recipe.base_model is None:
+        what = "it names no base_model, and task vectors are differences from a base"
+        raise PlanError("cannot inspect the recipe", [Problem("", what, "Add `base_model: user/name` to the recipe.")])
+    devices = choose(options.device)
+    room = Room(_NO_LIMIT, hub.cache_disk(Path.cwd())[0], _NO_LIMIT)
+    with open_sources(recipe, room, progress, options.max_shard_size, options.stream, download=True) as sources:
+        _check_memory(sources, options, ranks)
+        if sources.plan.download_bytes and not sources.plan.streamed:
+            progress.stage("downloading")
+        elif sources.plan.streamed and ranks:
+            progress.note("ranks read every matrix a second time over the network (--no-ranks reads it once)")
+        for checkpoint in sources.distinct:
+            checkpoint.fetch()
+        progress.stage("comparing")
+        return relate(sources.plan, sources.donor, sources.models, devices, progress, energy if ranks else None)
+
+
+def _check_memory(sources: Sources, options: Options, ranks: bool) -> None:
+    have = available_bytes()
+    if options.max_memory is not None:
+        have = min(have, options.max_memory)
+    need = memory_bytes(sources.plan, sources.donor, sources.models, ranks)
+    if need > have:
+        what = f"it needs about {show_size(need)} of memory, and may use {show_size(have)}"
+        remedy = "Leave out the ranks with --no-ranks, or allow more." if ranks else "Allow more with --max-memory."
+        raise PlanError("cannot inspect the recipe", [Problem("", what, remedy)])

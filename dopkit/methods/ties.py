@@ -1,0 +1,89 @@
+"""TIES: trim each task vector, elect a sign for every entry, take the mean of those that agree with it.
+
+Paper: Yadav et al., TIES-Merging: Resolving Interference When Merging Models, NeurIPS 2023,
+https://arxiv.org/abs/2306.01708
+
+The election sees all models, but what it needs of them are four sums. So this is the method over all models at once,
+in memory that does not grow with them, and not a merge of merges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dopkit.linalg.magnitude import kth_largest
+from dopkit.methods.continual_parameters import TiesParameters
+from dopkit.methods.finite import refuse_not_finite
+from dopkit.methods.fold import Context
+
+
+@dataclass
+class Votes:
+    """Sums over the models, all of the base's shape and dtype."""
+
+    base: Tensor  # never written to
+    positive: Tensor  # of the weighted trimmed entries above zero
+    negative: Tensor  # of those below zero
+    positive_weight: Tensor  # of the weights of the models with an entry above zero
+    negative_weight: Tensor
+
+
+class Ties:
+    """W = W0 + lambda * D, any shape, from the entries t_i that trimming leaves of the models' task vectors.
+
+    * Trimming keeps, of each tensor of n entries, the k = floor(density * n) of largest magnitude (at least one), and
+      all others of the same magnitude as the last of them: which of several equals stay is then nobody's accident.
+    * The elected sign is that of the sum of weight_i t_i; a sum of zero elects the positive one.
+    * D is the sum of weight_i t_i over the entries of that sign, divided by the sum of their weights (``normalize``).
+    """
+
+    def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> Votes:
+        """Raises ValueError without a base."""
+        if base is None:
+            raise ValueError("a fold of task vectors needs the base model's tensor")
+        return self.step(Votes(base, *(torch.zeros_like(base) for _ in range(4))), first, ctx)
+
+    def step(self, state: Votes, incoming: Tensor, ctx: Context) -> Votes:
+        """Raises MergeError when a tensor holds NaN or infinity, which trimming might hide."""
+        parameters = ctx.parameters
+        assert isinstance(parameters, TiesParameters)
+        refuse_not_finite(base=state.base, incoming=incoming)
+        entries = incoming.sub_(state.base)
+        if entries.numel() and parameters.density < 1:
+            threshold = kth_largest(entries, max(1, int(parameters.density * entries.numel())))
+            entries.masked_fill_(entries.abs() < threshold, 0)
+        for above, total, weights in (
+            (True, state.positive, state.positive_weight),
+            (False, state.negative, state.negative_weight),
+        ):
+            weights += (entries > 0 if above else entries < 0).to(weights.dtype).mul_(parameters.weight)
+            total += (entries.clamp(min=0) if above else entries.clamp(max=0)).mul_(parameters.weight)
+        return state
+
+    def finish(self, state: Votes, ctx: Context) -> Tensor:
+        """W, a new tensor."""
+        parameters = ctx.parameters
+        assert isinstance(parameters, TiesParameters)
+        elected = state.positive + state.negative >= 0
+        merged = torch.where(elected, state.positive, state.negative)
+        if parameters.normalize:
+            weights = torch.where(elected, state.positive_weight, state.negative_weight)
+            merged.div_(weights.masked_fill_(weights == 0, 1))
+        return merged.mul_(parameters.lambda_).add_(state.base)
+
+    def pack(self, state: Votes) -> dict[str, Tensor]:
+        return {
+            "positive": state.positive,
+            "negative": state.negative,
+            "positive_weight": state.positive_weight,
+            "negative_weight": state.negative_weight,
+        }
+
+    def unpack(self, base: Tensor | None, packed: Mapping[str, Tensor], ctx: Context) -> Votes:
+        if base is None:
+            raise ValueError("a fold of task vectors needs the base model's tensor")
+        return Votes(base, **packed)

@@ -1,0 +1,45 @@
+"""Memory of every fold, counted in bytes of living tensors: it does not grow with the number of models."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from methods.test_fold_laws import CASES, Case
+
+from dopkit.methods.fold import Context
+
+ROWS, COLUMNS = 24, 16
+
+
+def living_bytes() -> int:
+    """The storage of every tensor that anything holds."""
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if type(thing) is torch.Tensor and thing.layout is torch.strided and thing.device.type == "cpu":
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_twelve_models_take_what_three_take(name: str) -> None:
+    case = Case(*CASES[name])
+    fold = case.rule((ROWS, COLUMNS)).load()
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(ROWS, COLUMNS, generator=generator)
+
+    def model() -> torch.Tensor:
+        return base + 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
+
+    before, held = living_bytes(), {}
+    state = fold.start(base, model(), Context(case.parameters, case.role, 1))
+    for step in range(2, 13):
+        context = Context(case.parameters, case.role, step)
+        state = fold.step(state, model(), context)
+        if step in (3, 12):
+            held[step] = living_bytes() - before
+    assert held[12] == held[3] > 0, held
+    assert held[12] <= 8 * 8 * max(ROWS, COLUMNS) ** 2
