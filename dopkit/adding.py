@@ -84,7 +84,7 @@ def add(
     if from_experts:
         return run(wanted.whole, output.path, replace(options, overwrite=options.overwrite or output.grows), progress)
     with _prepared(wanted, progress, download=True) as (prepared, state):
-        result = finish(prepared, options, progress, Earlier(state, _take_along(wanted, prepared)))
+        result = finish(prepared, options, progress, Earlier(wanted.old.receipt, state, _take_along(wanted, prepared)))
     return published(assessed(result, options, progress), options, progress)
 
 

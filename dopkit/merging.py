@@ -25,6 +25,7 @@ from dopkit.writer import RECEIPT, Journal, ShardFile, ShardWriter, write_text
 class Earlier:
     """What a merge takes over from the one that it goes on from, beside what the plan says."""
 
+    receipt: receipt.Receipt
     state: Checkpoint | None  # of the folds, when the plan reads it
     take_along: Callable[[Path], None]  # puts into the working folder what belongs to the earlier models
 
@@ -64,7 +65,8 @@ def merge(prepared: Prepared, progress: Progress, options: Options, earlier: Ear
         if earlier:
             earlier.take_along(folder)
         elsewhere = {*gone, *(ahead.freed if ahead else ())}
-        done = _finish(folder, prepared, journal, shards, norms, before, elsewhere)
+        before_this = earlier.receipt if earlier else None
+        done = _finish(folder, prepared, journal, shards, norms, before, elsewhere, before_this)
         output.publish()
     return done
 
@@ -97,6 +99,7 @@ def _finish(
     norms: Norms | None,
     before: int,
     elsewhere: Collection[str],
+    earlier: receipt.Receipt | None,
 ) -> receipt.Receipt:
     """Side files, verification, state, receipt, recipe and card: all that stands beside the weights."""
     made, sources = prepared.plan, prepared.sources
@@ -121,7 +124,7 @@ def _finish(
         "resumed": journal.resumed,
     }
     kept = heads.records(folder, made)
-    done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified, scale, kept)
+    done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified, scale, kept, earlier)
     recipe_yaml = made.whole_recipe.to_yaml(prepared.output.path.absolute())
     cards = [card.source_card(checkpoint) for checkpoint in sources.distinct]
     write_text(folder / receipt.RECIPE_FILE, recipe_yaml)

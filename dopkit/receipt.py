@@ -104,11 +104,14 @@ def make(
     verified: Mapping[str, Any],
     scale: float = 1.0,
     heads: Sequence[Mapping[str, Any]] = (),
+    earlier: Receipt | None = None,
 ) -> Receipt:
     """The receipt of a finished run. ``entries`` are the journal's, by tensor name.
 
     ``scale`` is what the merged task vector was multiplied by, ``heads`` are those that lie beside the backbone.
+    ``earlier`` is the receipt of the merge that this one goes on from; what it recorded of earlier steps is kept.
     """
+    before = earlier["tensors"] if earlier else {}
     return {
         "layout": LAYOUT,
         "fingerprint": fingerprint,
@@ -126,7 +129,7 @@ def make(
         "max_shard_size": plan.max_shard_size,
         "shards": [{"file": shard.file, "bytes": shard.size, "sha256": shard.sha256} for shard in shards],
         "heads": [dict(head) for head in heads],
-        "tensors": {job.name: _tensor(entries[job.name], str(job.role)) for job in plan.jobs},
+        "tensors": {job.name: _tensor(entries[job.name], str(job.role), before.get(job.name)) for job in plan.jobs},
         "dropped": [{"model": one.ref.text, "tensor": one.name, "why": one.why} for one in plan.dropped],
         "notes": list(plan.notes),
     }
@@ -196,6 +199,8 @@ def _source(source: Any) -> dict[str, Any]:
     return {"model": source.ref.text, "identity": source.identity, "bytes": source.nbytes}
 
 
-def _tensor(entry: Mapping[str, Any], role: str) -> dict[str, Any]:
+def _tensor(entry: Mapping[str, Any], role: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
     kept = {key: entry[key] for key in ("rule", "device", "seconds", "steps") if key in entry}
+    if before and (earlier := before.get("steps")):
+        kept["steps"] = [*earlier, *kept.get("steps", [])]
     return {"role": role, **kept}
