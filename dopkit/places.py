@@ -58,7 +58,7 @@ def part_order(part: str) -> tuple[int, str]:
 def _part(words: list[str], role: Role) -> str:
     if role in (Role.EMBEDDING, Role.HEAD, Role.CONV):
         return str(role)
-    if role not in (Role.LINEAR, Role.CONV1D, Role.EXPERTS):
+    if role not in (Role.LINEAR, Role.CONV1D, Role.EXPERTS, Role.EXPERTS_CONV1D):
         return OTHER
     words = [word for word in words if not word.isdecimal() and word != "weight"]
     if not words:

@@ -81,6 +81,37 @@ class _TensorShape(_Strict):
     steps: list[_StepShape] = []
 
 
+class _ScoreShape(_Strict):
+    value: float
+
+
+class _TaskShape(_Strict):
+    name: str
+    metric: str
+
+
+class _RowShape(_Strict):
+    label: str
+    kind: str
+    model: str | None
+    scores: dict[str, _ScoreShape]
+
+
+class _EvaluationShape(_Strict):
+    tasks: list[_TaskShape]
+    rows: list[_RowShape]
+    acc: float | None
+    bwt: float | None
+    definitions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _numbers_are_defined(self) -> _EvaluationShape:
+        for name in ("acc", "bwt"):
+            if getattr(self, name) is not None and name not in self.definitions:
+                raise ValueError(f"{name} without its definition")
+        return self
+
+
 class _Shape(_Strict):
     """What a receipt must hold to be read; what is written besides is for people."""
 
@@ -93,6 +124,7 @@ class _Shape(_Strict):
     shards: list[_ShardShape]
     heads: list[_HeadShape] = []
     tensors: dict[str, _TensorShape]
+    evaluation: _EvaluationShape | None = None
 
 
 def make(

@@ -14,7 +14,8 @@ class Role(StrEnum):
 
     LINEAR = "linear"  # weight of nn.Linear, (out, in)
     CONV1D = "conv1d"  # weight of GPT-2's Conv1D, a linear layer stored transposed, (in, out)
-    EXPERTS = "experts"  # fused mixture-of-experts weight, (experts, ., .)
+    EXPERTS = "experts"  # fused mixture-of-experts weight, (experts, out, in)
+    EXPERTS_CONV1D = "experts conv1d"  # the same stored transposed, (experts, in, out): gpt-oss, Aria
     EMBEDDING = "embedding"
     NORM = "norm"  # weight or bias of a normalisation
     CONV = "conv"
@@ -22,6 +23,10 @@ class Role(StrEnum):
     HEAD = "head"  # weight or bias of what stands on the backbone: classifier, untied language-model head
     PARAMETER = "parameter"  # class token, position embedding as a bare parameter, scale
     BUFFER = "buffer"  # not trained: running statistics, position ids, frequencies
+
+
+# Whose matrices have their input side first.
+TRANSPOSED = (Role.CONV1D, Role.EXPERTS_CONV1D)
 
 
 @dataclass(frozen=True)

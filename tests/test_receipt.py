@@ -62,3 +62,28 @@ def test_reading_what_is_no_receipt(tmp_path: Path) -> None:
     path.write_text('{"layout": 99}')
     with pytest.raises(OutputError, match="another version of dopkit"):
         receipt.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"rows": [{"label": "x", "kind": "step", "model": None, "scores": {"a": 0.5}}]},
+        {"rows": "none"},
+        {"acc": "high"},
+        {"definitions": {}},
+        {"tasks": [{"name": 7, "metric": "accuracy"}]},
+    ],
+)
+def test_scores_that_are_none(vit: Path, tmp_path: Path, make_recipe: MakeRecipe, damage: dict[str, object]) -> None:
+    """A receipt may be somebody else's: scores in it are shown only when they are scores."""
+    dopkit.run(make_recipe(vit, ["e0"], "average"), tmp_path / "out")
+    path = tmp_path / "out" / "dopkit_receipt.json"
+    done = json.loads(path.read_text())
+    row = {"label": "step 1", "kind": "step", "model": "e0", "scores": {"a": {"value": 0.5}}}
+    good = {"tasks": [{"name": "a", "metric": "accuracy"}], "rows": [row], "acc": 0.5, "bwt": None}
+    evaluation = {**good, "definitions": {"acc": "ACC: the mean."}}
+    path.write_text(json.dumps({**done, "evaluation": evaluation}))
+    assert receipt.read(tmp_path / "out")["evaluation"] == evaluation
+    path.write_text(json.dumps({**done, "evaluation": {**evaluation, **damage}}))
+    with pytest.raises(OutputError, match="is damaged: evaluation"):
+        receipt.read(tmp_path / "out")

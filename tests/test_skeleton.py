@@ -359,6 +359,21 @@ def test_one_parameter_in_two_spellings_keeps_names_unique(tiny: Callable[..., C
         assert len({each.canonical for each in skeleton.roles.values()}) == len(twice)
 
 
+def test_experts_that_are_stored_transposed() -> None:
+    """gpt-oss multiplies from the right: its experts have the input side first, and their biases are biases."""
+    config = {
+        "model_type": "gpt_oss", "architectures": ["GptOssForCausalLM"], "vocab_size": 32, "hidden_size": 16,
+        "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1,
+        "num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8,
+    }  # fmt: skip
+    prefix = "model.layers.0.mlp.experts."
+    shapes = {f"{prefix}gate_up_proj": (3, 16, 48), f"{prefix}down_proj": (3, 24, 16), f"{prefix}down_proj_bias": (3, 16)}
+    roles = {name.removeprefix(prefix): one.role for name, one in build(config, shapes).roles.items()}
+    assert roles == {
+        "gate_up_proj": Role.EXPERTS_CONV1D, "down_proj": Role.EXPERTS_CONV1D, "down_proj_bias": Role.BIAS,
+    }  # fmt: skip
+
+
 def test_experts_apart_and_fused(tiny: Callable[..., Checkpoint]) -> None:
     apart, fused = tiny("mixtral"), tiny("mixtral", original_format=False)
     roles = apart.skeleton().roles

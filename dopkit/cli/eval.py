@@ -42,4 +42,4 @@ def show_scores(found: dict[str, Any]) -> None:
     first = len(rows[0]) - len(found["tasks"])  # the columns before are words
     click.echo(printable(table(rows, right=range(first, len(rows[0])))))
     for sentence in sentences(found):
-        click.echo(f"\n{sentence}")
+        click.echo(printable(f"\n{sentence}"))

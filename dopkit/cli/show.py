@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from dopkit.cli.eval import show_scores
 from dopkit.cli.output import json_option, printable, show_json, table
 from dopkit.units import show_seconds, show_size
 
@@ -39,6 +40,9 @@ def show(model: str, as_json: bool, verbose: bool) -> None:
     if done.get("heads"):
         heads = [(head["name"], head["architecture"], head["model"]) for head in done["heads"]]
         _say("\n" + table([("head", "class", "of"), *heads]))
+    if "evaluation" in done:
+        _say("")
+        show_scores(done["evaluation"])
     if verbose:
         rows = [("tensor", "role", "rule", "device", "seconds")]
         for name, tensor in done["tensors"].items():

@@ -18,7 +18,7 @@ from dopkit.roles import Role
 
 _MATRICES, _ELEMENTS = 8, 1 << 16  # how many matrices are looked at, and how much of each
 _LEAST_COSINE = 0.5
-_ROLES = (Role.LINEAR, Role.CONV1D, Role.EXPERTS, Role.CONV)
+_ROLES = (Role.LINEAR, Role.CONV1D, Role.EXPERTS, Role.EXPERTS_CONV1D, Role.CONV)
 
 
 def check_descent(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> list[Problem]:
@@ -42,7 +42,7 @@ def _cosine(jobs: Sequence[TensorJob], donor: Checkpoint, model: Checkpoint, ind
     product = own = other = 0.0
     for job in jobs:
         rows = (0, max(1, min(job.rows, _ELEMENTS * job.rows // job.numel)))
-        one = donor.read(job.name, rows).to(torch.float64)
+        one = donor.read(job.donor, rows).to(torch.float64)
         two = model.read(job.names[index], rows).to(torch.float64)
         product, own, other = product + float((one * two).sum()), own + _squares(one), other + _squares(two)
     norms = math.sqrt(own * other)

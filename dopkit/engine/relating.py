@@ -89,12 +89,12 @@ class _Work:
 
     @property
     def versions(self) -> list[tuple[Checkpoint, str]]:
-        """The base and each model. A job is named as its tensor is in the base."""
-        return [(self.donor, self.job.name), *zip(self.models, self.job.names, strict=True)]
+        """The base and each model, and what the tensor is called there."""
+        return [(self.donor, self.job.donor), *zip(self.models, self.job.names, strict=True)]
 
     @property
     def has_ranks(self) -> bool:
-        axes = {Role.EXPERTS: 3} | dict.fromkeys(_MATRICES, 2)
+        axes = {Role.EXPERTS: 3, Role.EXPERTS_CONV1D: 3} | dict.fromkeys(_MATRICES, 2)
         return self.energy is not None and len(self.job.shape) == axes.get(self.job.role) and self.job.numel > 0
 
     def blocks(self) -> Iterator[Rows]:

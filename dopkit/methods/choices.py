@@ -9,7 +9,7 @@ from dopkit.methods.rule import Shape
 from dopkit.methods.rules import BASE, HALF, MEAN
 from dopkit.roles import Role
 
-MATRICES = (Role.LINEAR, Role.CONV1D, Role.EXPERTS)
+MATRICES = (Role.LINEAR, Role.CONV1D, Role.EXPERTS, Role.EXPERTS_CONV1D)
 OTHER = {"mean": MEAN, "half": HALF, "base": BASE}  # the values of ``other``
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dopkit.roles import Role
+from dopkit.roles import TRANSPOSED, Role
 
 
 class Sides(NamedTuple):
@@ -24,7 +24,7 @@ class Sides(NamedTuple):
 def sides_of(space: str, role: Role) -> Sides:
     """The sides of a matrix as it is stored, for ``svd_proj_space``: u is the output side, v the input side."""
     sides = Sides(rows="u" in space, columns="v" in space)
-    return sides.turned() if role is Role.CONV1D else sides
+    return sides.turned() if role in TRANSPOSED else sides
 
 
 class Losses(NamedTuple):

@@ -13,7 +13,7 @@ from dopkit.linalg import spectra
 from dopkit.methods.continual_parameters import NullspaceParameters
 from dopkit.methods.finite import refuse_not_finite
 from dopkit.methods.fold import BaseAndMerged, Context, TaskVectorFold
-from dopkit.roles import Role
+from dopkit.roles import TRANSPOSED
 
 
 class Nullspace(TaskVectorFold):
@@ -41,7 +41,7 @@ class Nullspace(TaskVectorFold):
         merged = state.merged.to(dtype, copy=True).sub_(state.base)
         rank = 0
         if bool(merged.any()):
-            turned = ctx.role is Role.CONV1D
+            turned = ctx.role in TRANSPOSED
             found = spectra.triplets(merged.mT if turned else merged)
             del merged
             rank = spectra.energy_rank(found.values, parameters.svd_epsilon, parameters.rank_rule)

@@ -61,7 +61,7 @@ class Parts:
         if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)):
             return Role.EMBEDDING
         if self._ranks[parameter] == 3 and "expert" in f"{type(owner).__name__} {parameter}".lower():
-            return Role.EXPERTS
+            return Role.EXPERTS_CONV1D if getattr(owner, "is_transposed", False) else Role.EXPERTS
         if is_linear(owner, name) and self._ranks[parameter] == 2:
             return Role.CONV1D if _stored_transposed(owner) else Role.LINEAR
         if isinstance(owner, nn.modules.conv._ConvNd) and name == "weight":
@@ -112,9 +112,9 @@ def _output_layer(model: Any) -> Any:
 
 def _as_stored(role: Role, shape: tuple[int, ...]) -> Role:
     """A tensor that is converted on loading may have another rank on disk than in the model."""
-    if role is Role.EXPERTS and len(shape) == 2:
+    if role in (Role.EXPERTS, Role.EXPERTS_CONV1D) and len(shape) == 2:
         return Role.LINEAR  # one expert of the stack
-    if role is Role.EXPERTS and len(shape) < 2:
+    if role in (Role.EXPERTS, Role.EXPERTS_CONV1D) and len(shape) < 2:
         return Role.BIAS
     if role is Role.LINEAR and len(shape) > 2:
         return Role.CONV  # a patch embedding, stored as the convolution it was

@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Role]] = {
     "wudi-conv1d": ("wudi", {}, Role.CONV1D),
     "nullspace": ("nullspace", {}, Role.LINEAR),
     "nullspace-conv1d": ("nullspace", {"svd_epsilon": 1.0}, Role.CONV1D),
+    "nullspace-experts": ("nullspace", {}, Role.EXPERTS_CONV1D),
 }
 SHAPES = [(7, 5), (5, 7), (4, 13)]
 
@@ -206,3 +207,17 @@ def test_a_value_that_is_not_finite_is_told(case: Case) -> None:
 
 def test_the_rules_that_copy_have_no_fold() -> None:
     assert (BASE.fold, EQUAL.fold) == (None, None)
+
+
+@pytest.mark.parametrize("method", ["dop", "dop all", "wudi", "nullspace", "opcm"])
+@pytest.mark.parametrize("role", [Role.CONV1D, Role.EXPERTS_CONV1D])
+def test_a_matrix_stored_transposed_merges_to_the_transpose(method: str, role: Role) -> None:
+    """(in, out) gives the transpose of (out, in): the sides of a matrix are known by its role, not by their place."""
+    one_side = {"svd_proj_space": "v"} if method.startswith("dop") else {}
+    given = {"history": "all", **one_side} if method == "dop all" else one_side
+    base, models = family(7, 5, count=3)
+    upright = Case(method.split()[0], given, Role.LINEAR).merged(base, models)
+    lying = Case(method.split()[0], given, role).merged(
+        base.mT.contiguous(), [model.mT.contiguous() for model in models]
+    )
+    assert distance(lying.mT, upright, base) < 1e-5
