@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,10 @@ from pydantic import ValidationError
 
 from dopkit import earlier, heads, refs, steps
 from dopkit.assessment import check_tasks
-from dopkit.checkpoints import Checkpoint
 from dopkit.earlier import EarlierMerge
-from dopkit.errors import PlanError, Problem, RecipeError, count
+from dopkit.errors import DopkitError, OutputError, PlanError, Problem, RecipeError, count
 from dopkit.merging import Earlier
-from dopkit.pipeline import Result, assessed, finish, published, run
+from dopkit.pipeline import Result, assessed, finish, foreseen, published
 from dopkit.planning import Continuation, Plan
 from dopkit.preparing import Options, Prepared, prepare
 from dopkit.progress import Progress
@@ -38,6 +38,7 @@ class Addition:
     entries: tuple[ModelEntry, ...]
     output: OutputFolder
     options: Options
+    from_experts: bool = False  # every earlier model is read again
 
     @property
     def whole(self) -> Recipe:
@@ -54,7 +55,8 @@ class Addition:
         models = (ModelEntry(model=self.old.ref), *self.entries)
         changed = {"name": self.output.path.name, "models": models, "parameters": parameters}
         recipe = self.old.recipe.model_copy(update=changed)
-        return recipe, continuation(self.old.state, self.old.recipe, kept, inexact)
+        missing = self.old.state_download_bytes if kept else 0
+        return recipe, continuation(self.old.state, self.old.recipe, kept, inexact, missing)
 
 
 def add(
@@ -77,15 +79,23 @@ def add(
     OutputError when ``merged`` is not a merge of dopkit's, PlanError when a model is in it already.
     """
     progress = progress or Progress()
-    wanted = _addition(merged, experts, out, options or Options(), parameters or {})
-    output, options = wanted.output, wanted.options
+    OutputFolder(Path(merged), grows=True).put_back()  # if an earlier call was killed while it replaced the folder
+    wanted = _addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
+    options = wanted.options
     if options.tasks is not None:
         check_tasks(options.tasks)
-    if from_experts:
-        return run(wanted.whole, output.path, replace(options, overwrite=options.overwrite or output.grows), progress)
-    with _prepared(wanted, progress, download=True) as (prepared, state):
-        result = finish(prepared, options, progress, Earlier(wanted.old.receipt, state, _take_along(wanted, prepared)))
-    return published(assessed(result, options, progress), options, progress)
+    with _prepared(wanted, progress, download=True) as prepared:
+        result = finish(prepared, options, progress, _earlier(wanted, prepared), related=True)
+    try:
+        return published(assessed(result, options, progress), options, progress)
+    except DopkitError as error:
+        if not wanted.output.grows:
+            raise
+        done = Problem(str(result.folder), "holds the added models all the same", _AFTERWARDS)
+        raise type(error)(error.headline, [*error.problems, done]) from error
+
+
+_AFTERWARDS = "Go on from it with `dopkit eval` or `dopkit push`; `add` would refuse to add them again."
 
 
 def plan_addition(
@@ -94,11 +104,15 @@ def plan_addition(
     out: str | Path | None = None,
     options: Options | None = None,
     parameters: Mapping[str, Any] | None = None,
+    from_experts: bool = False,
 ) -> Plan:
-    """What ``add`` would do, from headers alone. Raises as ``add`` does before it writes anything."""
-    wanted = _addition(merged, experts, out, options or Options(), parameters or {})
-    with _prepared(wanted, Progress(), download=False) as (prepared, _):
-        return prepared.plan
+    """What ``add`` would do, from headers alone: no weight is downloaded, nothing is written.
+
+    Raises as ``add`` does before it writes anything.
+    """
+    wanted = _addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
+    with _prepared(wanted, Progress(), download=False) as prepared:
+        return foreseen(prepared, related=True)
 
 
 def _addition(
@@ -107,15 +121,32 @@ def _addition(
     out: str | Path | None,
     options: Options,
     parameters: Mapping[str, Any],
+    from_experts: bool,
 ) -> Addition:
     old = earlier.look(merged)
-    here = old.local and (out is None or Path(out).absolute() == old.folder)
-    place = Path(old.ref.text) if here else Path(out) if out is not None else Path(str(old.ref.repo).rpartition("/")[2])
+    entries = _entries(old, experts, parameters)
+    here = old.local and (out is None or Path(out).resolve() == old.folder.resolve())
+    place = _own_folder(old) if here else Path(out) if out is not None else Path(str(old.ref.repo).rpartition("/")[2])
+    if here and not options.overwrite and (strangers := old.strangers()):
+        what = f"is replaced as a whole, and holds files that are not of the merge: {', '.join(strangers[:5])}"
+        remedy = "Move them away, choose another folder with -o, or let them go with --overwrite."
+        raise OutputError(f"cannot replace {old.ref.short}", [Problem(str(place), what, remedy)])
     if steps.saved(old.folder):  # once steps are kept, they go on being kept
         options = replace(options, save_steps=True)
+    if options.keeps_steps and options.stream and not old.local and not from_experts:
+        what = f"{old.ref.short} is kept as a step, and --stream stores nothing of it"
+        raise PlanError("cannot keep steps", [Problem("", what, "Leave out --stream, or --save-steps and --tasks.")])
     if options.push is not None:
-        options = replace(options, push=options.push.by_default(old.ref.repo))
-    return Addition(old, _entries(old, experts, parameters), OutputFolder(place, options.overwrite, here), options)
+        # A revision of the repository is no place to publish to by itself.
+        own = old.ref.repo if "@" not in str(merged) else None
+        options = replace(options, push=options.push.by_default(own or old.recipe.repo_id))
+    return Addition(old, entries, OutputFolder(place, options.overwrite, here), options, from_experts)
+
+
+def _own_folder(old: EarlierMerge) -> Path:
+    """The folder as it was named, so that messages name it that way; where it is, if that is but ``.`` or a link."""
+    named = Path(old.ref.text)
+    return old.folder if named.is_symlink() or named.name in ("", "..") else named
 
 
 def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str, Any]) -> tuple[ModelEntry, ...]:
@@ -127,9 +158,16 @@ def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str,
         try:
             ref = refs.parse(text, Path())
         except ValueError as error:
-            problems.append(Problem("", str(error)))
+            folder = f"Write ./{text} for the folder." if Path(text).is_dir() else ""
+            problems.append(Problem("", str(error), folder))
             continue
-        if ref.key in there:
+        if ref.repo and Path(text).is_dir():
+            what = "is the name of a folder here, and read as that of a Hub repository"
+            problems.append(Problem(text, what, f"Write ./{text} for the folder, or {text}@main for the repository."))
+            continue
+        if ref.key == old.ref.key:
+            problems.append(Problem(text, "is the merged model itself, to which others are added"))
+        elif ref.key in there:
             problems.append(Problem(text, f"is in {old.ref.short} already: its model {there[ref.key]}"))
         there[ref.key] = len(there) + 1
         entries.append(ModelEntry(model=ref, parameters=dict(parameters)))
@@ -156,34 +194,48 @@ def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any]) -> list[P
 
 
 @contextmanager
-def _prepared(wanted: Addition, progress: Progress, download: bool) -> Iterator[tuple[Prepared, Checkpoint | None]]:
-    recipe, before = wanted.on_top()
-    if before.inexact:
-        progress.note(f"{wanted.old.ref.short}: {before.inexact} (--from-experts reads the earlier models again)")
-    with ExitStack() as stack:
-        state = wanted.old.open_state() if before.kept and download else None
-        if state is not None:
-            stack.callback(state.close)
-        prepared = stack.enter_context(
-            prepare(recipe, wanted.output, wanted.options, progress, download, continues=before)
-        )
-        _refuse_other_models(wanted.old, prepared.plan)
-        yield prepared, state
+def _prepared(wanted: Addition, progress: Progress, download: bool) -> Iterator[Prepared]:
+    recipe, before = (wanted.whole, None) if wanted.from_experts else wanted.on_top()
+    name = wanted.old.ref.short
+    if before and before.inexact:
+        progress.note(f"{name}: {before.inexact} (--from-experts reads the earlier models again)")
+    if before and before.kept and not wanted.options.keep_state:
+        progress.note(f"{name}: its kept state is read, but not kept on for the next model (--keep-state does)")
+    with prepare(recipe, wanted.output, wanted.options, progress, download, continues=before) as prepared:
+        _refuse_other_models(wanted, prepared.plan)
+        if before and before.kept and wanted.old.local:
+            wanted.old.open_state(prepared.plan).close()  # to know before anything is written
+        yield prepared
 
 
-def _refuse_other_models(old: EarlierMerge, plan: Plan) -> None:
-    """A base that is not the one of the earlier merge, a new model that is one of the earlier ones under a new name."""
-    problems = []
+def _refuse_other_models(wanted: Addition, plan: Plan) -> None:
+    """What is not what the earlier merge was made from any more; a new model that is an earlier one renamed."""
+    old, problems = wanted.old, []
     if old.state.base is not None and plan.donor.identity != old.state.base.identity:
         what = f"is not what {old.ref.short} was merged from any more: its weights have changed"
         problems.append(Problem(plan.donor.ref.short, what, "Bring the base back, or merge from the beginning."))
+    again = plan.models[: len(old.state.models)] if wanted.from_experts else ()
+    for source, one in zip(again, old.state.models, strict=False):
+        if source.identity != one.identity:
+            what = f"is not what went into {old.ref.short}: its weights have changed"
+            problems.append(Problem(source.ref.short, what, "Bring the model back, or merge from the beginning."))
     known = {one.identity: one.model for one in old.state.models}
-    for source in plan.models[1:]:
+    for source in plan.models[-len(wanted.entries) :]:
         if source.identity in known:
             what = f"is in {old.ref.short} already, as {known[source.identity]}: the same weights"
             problems.append(Problem(source.ref.short, what))
+        known[source.identity] = source.ref.short
     if problems:
         raise PlanError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
+
+
+def _earlier(wanted: Addition, prepared: Prepared) -> Earlier | None:
+    """What the merge takes over; nothing when every model is read again."""
+    before = prepared.plan.continues
+    if before is None:
+        return None
+    state = partial(wanted.old.open_state, prepared.plan) if before.kept else None
+    return Earlier(wanted.old.receipt, state, _take_along(wanted, prepared))
 
 
 def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
@@ -197,7 +249,7 @@ def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
             for name in merged.side_files:
                 merged.side_file(name)  # a repository's files come into the cache one by one
             steps.carry_over(old.folder, folder, len(old.recipe.models))
-        if (old.folder / EVALUATION).is_file():
-            shutil.copyfile(old.folder / EVALUATION, folder / EVALUATION)
+        with suppress(FileNotFoundError):
+            shutil.copyfile(merged.side_file(EVALUATION), folder / EVALUATION)
 
     return take_along

@@ -18,15 +18,18 @@ from dopkit.specs import DTYPES, MERGEABLE
 from dopkit.writer import write_text
 
 
-def write_side_files(folder: Path, plan: Plan, donor: Checkpoint, backbone: str | None) -> list[str]:
+def write_side_files(
+    folder: Path, plan: Plan, donor: Checkpoint, config: Mapping[str, Any] | None, backbone: str | None
+) -> list[str]:
     """Put the donor's side files and the corrected config beside the weights; names of what was written.
 
-    ``backbone`` is the class without head, when the plan leaves heads out and the class is known.
+    ``config`` is the donor's, or what that says of the tower that was merged. ``backbone`` is the class without head,
+    when the plan leaves heads out and the class is known.
     """
     written = []
-    if donor.config is not None:
-        config = corrected_config(donor.config, plan, backbone)
-        write_text(folder / "config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    if config is not None:
+        corrected = corrected_config(config, plan, backbone)
+        write_text(folder / "config.json", json.dumps(corrected, indent=2, ensure_ascii=False) + "\n")
         written.append("config.json")
     for name in donor.side_files:
         target = folder / name

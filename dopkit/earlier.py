@@ -1,25 +1,33 @@
 """A merge that dopkit made earlier, as something to go on from: its recipe, its state, and where its files are.
 
-Reads the small files alone. Knows neither plans nor weights.
+Reads the small files alone; of weights it knows the headers of a kept state.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dopkit import hub, hub_recipes, receipt, state
+from dopkit.card import CARD_FILE
 from dopkit.checkpoints import Checkpoint
-from dopkit.checkpoints.folder import open_folder
-from dopkit.errors import HubError, OutputError, Problem
-from dopkit.planning.outputs import STATE
+from dopkit.checkpoints.files import side_files
+from dopkit.checkpoints.folder import file_names, open_folder
+from dopkit.errors import CheckpointError, HubError, OutputError, Problem, count
+from dopkit.layout import INDEX_FILE
+from dopkit.planning import Plan
+from dopkit.planning.heads import FOLDER
+from dopkit.planning.outputs import STATE, STEPS, state_shards
 from dopkit.receipt import RECIPE_FILE, Receipt
 from dopkit.recipe import Recipe, reading
 from dopkit.refs import ModelRef
 from dopkit.state import STATE_FILE, State
-from dopkit.writer import RECEIPT
+from dopkit.writer import RECEIPT, REPORT
 
 _NOT_OURS = "`dopkit add` extends a model that dopkit merged; make one with `dopkit run`."
+_STATE_REMEDY = "Bring the kept state back, or read the earlier models again with --from-experts."
 
 
 @dataclass(frozen=True)
@@ -31,18 +39,52 @@ class EarlierMerge:
     recipe: Recipe
     state: State
     receipt: Receipt
+    sizes: Mapping[str, int] = field(default_factory=dict)  # bytes of a repository's files
 
     @property
     def local(self) -> bool:
         return self.ref.folder is not None
 
-    def open_state(self) -> Checkpoint:
-        """The kept state of its folds, as tensors to read. Raises CheckpointError, HubError."""
+    @property
+    def state_download_bytes(self) -> int:
+        """Of the kept state, what is not here."""
+        if self.local:
+            return 0
+        return sum(self.sizes.get(file, 0) for file in self.state.kept if hub.cached(self.ref, file) is None)
+
+    def open_state(self, plan: Plan) -> Checkpoint:
+        """The kept state of its folds, as tensors to read; downloaded if it is not here.
+
+        Raises CheckpointError when it is not what the folds of ``plan`` go on from, HubError.
+        """
         if not self.local:
             for file in self.state.kept:
                 hub.fetch(self.ref, file)
-        place = self.folder / STATE
-        return open_folder(ModelRef(f"{self.ref.short}/{STATE}", folder=place), place)
+        place, shown = self.folder / STATE, f"{self.ref.short}/{STATE}"
+        try:
+            opened = open_folder(ModelRef(shown, folder=place), place)
+        except CheckpointError as error:
+            raise CheckpointError(error.headline, [*error.problems, Problem("", _STATE_REMEDY)]) from error
+        shards = state_shards(plan.jobs, plan.max_shard_size)
+        wanted = {tensor.name: (tensor.dtype, tensor.shape) for shard in shards for tensor in shard.tensors}
+        wrong = [name for name in wanted if not self._as_wanted(opened, name, wanted[name])]
+        if wrong:
+            opened.close()
+            what = f"{count(len(wrong), 'tensor')} missing, or of another shape: {', '.join(wrong[:3])}"
+            raise CheckpointError(f"{shown} is not the state of this merge", [Problem("", what, _STATE_REMEDY)])
+        return opened
+
+    @staticmethod
+    def _as_wanted(opened: Checkpoint, name: str, wanted: tuple[str, tuple[int, ...]]) -> bool:
+        spec = opened.specs.get(name)
+        return spec is not None and (spec.dtype, spec.shape) == wanted
+
+    def strangers(self) -> list[str]:
+        """The files in its folder that are no part of it: they would go when it is replaced."""
+        names = [name for name in file_names(self.folder) if not name.startswith((".", "dopkit_"))]
+        ours = {"config.json", CARD_FILE, REPORT, INDEX_FILE, *side_files(names)}
+        ours |= {shard["file"] for shard in self.receipt["shards"]}
+        return [name for name in names if name not in ours and not name.startswith((f"{FOLDER}/", f"{STATE}/", STEPS))]
 
 
 def look(merged: str | Path) -> EarlierMerge:
@@ -60,16 +102,18 @@ def look(merged: str | Path) -> EarlierMerge:
 
 
 def _in_folder(folder: Path) -> EarlierMerge:
+    if not folder.is_dir():
+        raise OutputError(f"there is no folder {folder}")
     for file in (RECEIPT, RECIPE_FILE, STATE_FILE):
         if not (folder / file).is_file():
             raise _not_ours(str(folder), file)
+    shown, folder = str(folder), folder.resolve() if folder.is_symlink() else Path(os.path.abspath(folder))
     state_text = (folder / STATE_FILE).read_text(encoding="utf-8", errors="replace")
     recipe = reading.load_recipe(folder / RECIPE_FILE)
     # Folders in it are written as seen from this folder; the result may lie elsewhere.
     recipe = recipe.with_refs({ref: replace(ref, text=str(ref.folder)) for ref in recipe.refs if ref.folder})
-    ref = ModelRef(str(folder), folder=folder.absolute())
-    found = state.parse(state_text, str(folder / STATE_FILE))
-    return EarlierMerge(ref, folder.absolute(), recipe, found, receipt.read(folder))
+    found = state.parse(state_text, f"{shown}/{STATE_FILE}")
+    return EarlierMerge(ModelRef(shown, folder=folder), folder, recipe, found, receipt.read(folder))
 
 
 def _on_the_hub(ref: ModelRef) -> EarlierMerge:
@@ -85,7 +129,7 @@ def _on_the_hub(ref: ModelRef) -> EarlierMerge:
     assert published.receipt is not None, "it is among the repository's files"
     recipe = hub_recipes.foreign(published.text, ref)
     found = state.parse(state_text, f"{ref.short}/{STATE_FILE}")
-    return EarlierMerge(ref, path.parent, recipe, found, published.receipt)
+    return EarlierMerge(ref, path.parent, recipe, found, published.receipt, listing.sizes)
 
 
 def _not_ours(shown: str, file: str) -> OutputError:

@@ -96,18 +96,21 @@ def _record(path: Path) -> Record:
     }
 
 
-def verify(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> str:
-    """Whether transformers loads each head on the merged backbone, as a clause. Raises VerificationError."""
+def verify(plan: Plan, config: Mapping[str, Any] | None, models: Sequence[Checkpoint]) -> str:
+    """Whether transformers loads each head on the merged backbone, as a clause. Raises VerificationError.
+
+    ``config`` is the donor's.
+    """
     by_key = {model.ref.key: model for model in models}
-    problems = [problem for head in plan.heads for problem in _loading(plan, head, donor, by_key[head.ref.key])]
+    problems = [problem for head in plan.heads for problem in _loading(plan, head, config, by_key[head.ref.key])]
     if problems:
         raise VerificationError("the heads do not load on the merged backbone", problems)
     return f"{count(len(plan.heads), 'head')} kept bit for bit, each loading on the merged backbone"
 
 
-def _loading(plan: Plan, head: Head, donor: Checkpoint, model: Checkpoint) -> Iterator[Problem]:
+def _loading(plan: Plan, head: Head, donors: Mapping[str, Any] | None, model: Checkpoint) -> Iterator[Problem]:
     """What is missing, and was not missing in the model that the head comes from."""
-    backbone = {key: value for key, value in (donor.config or {}).items() if key not in LABEL_KEYS}
+    backbone = {key: value for key, value in (donors or {}).items() if key not in LABEL_KEYS}
     config = {**backbone, **head.config, "architectures": [head.architecture]}
     merged = {job.name: job.shape for job in plan.jobs}
     found = skeleton.check_loads(config, merged | {spec.name: spec.shape for spec in head.tensors}).problems

@@ -26,7 +26,7 @@ class Earlier:
     """What a merge takes over from the one that it goes on from, beside what the plan says."""
 
     receipt: receipt.Receipt
-    state: Checkpoint | None  # of the folds, when the plan reads it
+    state: Callable[[], Checkpoint] | None  # opens that of the folds, when the plan reads it
     take_along: Callable[[Path], None]  # puts into the working folder what belongs to the earlier models
 
 
@@ -48,7 +48,9 @@ def merge(prepared: Prepared, progress: Progress, options: Options, earlier: Ear
             there = len(made.jobs) - len(outputs.to_fold())
             progress.note(f"continuing: {there} of {len(made.jobs)} tensors are already there")
         progress.stage("merging")
-        kept = earlier.state if earlier else None
+        kept = earlier.state() if earlier and earlier.state else None
+        if kept:
+            stack.callback(kept.close)
         Engine(made, sources.donor, sources.models, outputs, prepared.devices, progress, kept).run()
         norms = measure(outputs)
         if norms is not None:
@@ -105,15 +107,15 @@ def _finish(
     made, sources = prepared.plan, prepared.sources
     donor = sources.donor_model
     backbone = skeleton.backbone_class(donor.config) if made.headless else None
-    assembly.write_side_files(folder, made, sources.donor, backbone)
+    assembly.write_side_files(folder, made, sources.donor, donor.config, backbone)
     for step in made.written_steps[:-1]:
-        assembly.write_side_files(folder / step_folder(step), made, sources.donor, backbone)
+        assembly.write_side_files(folder / step_folder(step), made, sources.donor, donor.config, backbone)
         for shard in made.shards:
             verification.verify_shard(folder / step_folder(step) / shard.file, made)
     heads.write(folder, made, sources.models)
     verified = verification.verify(folder, made, donor, elsewhere)
     if made.heads:
-        verified["heads"] = heads.verify(made, sources.donor, sources.models)
+        verified["heads"] = heads.verify(made, donor.config, sources.models)
     scale = norms.scale(made.last_step) if norms else number(made)
     state.write(folder, state.make(made, scale, norms.tasks if norms else ()))
     measured: dict[str, Any] = {

@@ -6,6 +6,7 @@ What cannot be opened becomes a problem, so that all problems are told together.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from dopkit.checkpoints import Checkpoint, OnlyPickles, open_checkpoint
 from dopkit.errors import DopkitError, Problem
 from dopkit.planning import Source
 from dopkit.planning.matching import Model
+from dopkit.planning.towers import tower_config
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
+from dopkit.roles import Role
 from dopkit.units import show_size
 
 
@@ -68,26 +71,52 @@ def merged_twice(recipe: Recipe) -> Iterator[Problem]:
         seen.add(entry.model.key)
 
 
-def look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], donor: ModelRef) -> dict[ModelRef, Model]:
+def look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> dict[ModelRef, Model]:
     """How each model's class sees its tensors. All are named in one way, so that they can be compared.
 
     A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
+    A base that is more than the models are, a whole CLIP to their vision towers, is seen as what they are.
     """
+    donor, headless = recipe.donor, recipe.headless
+    if towers := _as_towers(checkpoints, recipe):
+        return towers
     config = checkpoints[donor].config
-    models = {donor: _look_at(checkpoints[donor], config)}
+    models = {donor: _look_at(checkpoints[donor], config, headless)}
     by_name = models[donor].skeleton.fallback is not None
     for ref, checkpoint in checkpoints.items():
         if ref == donor:
             continue
-        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config)
+        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config, headless)
         if models[ref].skeleton.fallback and not by_name:
-            models[ref] = _look_at(checkpoint, config)
+            models[ref] = _look_at(checkpoint, config, headless)
     return models
 
 
-def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
+def _as_towers(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> dict[ModelRef, Model] | None:
+    """All models, the base as the one of its towers that each of the others is; None where they are no towers of it."""
+    base, others = checkpoints[recipe.donor], [checkpoints[entry.model] for entry in recipe.models]
+    configs = [tower_config(base.config, other.config) for other in others]
+    if configs[0] is None or None in configs:
+        return None
+    models = {other.ref: _look_at(other, other.config, recipe.headless) for other in others}
+    seen = _look_at(base, configs[0], recipe.headless)
+    beside = seen.skeleton.unknown
+    specs = {name: spec for name, spec in seen.specs.items() if name not in beside}
+    tower = replace(seen, specs=specs, config=configs[0], beside=tuple(sorted(beside)))
+    known = [canonical for model in models.values() for canonical in model.names if _of_backbone(model, canonical)]
+    if any(model.skeleton.fallback for model in (tower, *models.values())) or not tower.names.keys() >= set(known):
+        return None
+    return {recipe.donor: tower, **models}
+
+
+def _of_backbone(model: Model, canonical: str) -> bool:
+    name = model.names[canonical]
+    return name not in model.skeleton.unknown and model.role(name) is not Role.HEAD
+
+
+def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
     nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
     facts = (checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes, checkpoint.notes)
     source = Source(checkpoint.ref, *facts, complete=checkpoint.complete, missing=checkpoint.missing)
-    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes))
+    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes, headless))

@@ -43,10 +43,15 @@ def plan(
     """
     options = options or Options()
     with prepare(recipe, place_of(recipe, out, options), options, progress or Progress()) as prepared:
-        prepared.output.finished(prepared.fingerprint)  # raises if another merge is in the way
-        if not prepared.plan.download_bytes:
-            compare_values(prepared)
-        return prepared.plan
+        return foreseen(prepared)
+
+
+def foreseen(prepared: Prepared, related: bool = False) -> Plan:
+    """The plan, if nothing that can be seen without a download speaks against it; ``related`` as ``compare_values``."""
+    prepared.output.finished(prepared.fingerprint)  # raises if another merge is in the way
+    if not prepared.plan.download_bytes:
+        compare_values(prepared, related)
+    return prepared.plan
 
 
 def run(
@@ -73,8 +78,13 @@ def place_of(recipe: Recipe, out: str | Path | None, options: Options) -> Output
     return OutputFolder(Path(out) if out is not None else Path(recipe.name), options.overwrite)
 
 
-def finish(prepared: Prepared, options: Options, progress: Progress, earlier: Earlier | None = None) -> Result:
-    """Download what is missing and merge, unless the folder already is this very merge."""
+def finish(
+    prepared: Prepared, options: Options, progress: Progress, earlier: Earlier | None = None, related: bool = False
+) -> Result:
+    """Download what is missing and merge, unless the folder already is this very merge.
+
+    ``related`` as ``compare_values`` has it.
+    """
     output, made = prepared.output, prepared.plan
     if output.finished(prepared.fingerprint, weights=not options.frees):
         done = receipt.read(output.path)
@@ -82,7 +92,7 @@ def finish(prepared: Prepared, options: Options, progress: Progress, earlier: Ea
         return Result(output.path, made, done, already_there=True)
     fetch(prepared, progress)
     try:
-        compare_values(prepared, related=earlier is not None)
+        compare_values(prepared, related)
     except PlanError:
         output.discard_untouched()
         raise

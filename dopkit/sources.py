@@ -64,7 +64,7 @@ def open_sources(
         recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
         problems += merged_twice(recipe)
         checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
-        models = look_at_all(checkpoints, recipe.donor)
+        models = look_at_all(checkpoints, recipe)
         in_order = [entry.model for entry in recipe.models]
         planned = [models[ref] for ref in in_order]
         plan = build(recipe, models[recipe.donor], planned, room, max_shard_size, seed, problems, stream, wanted)

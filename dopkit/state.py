@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dopkit.errors import OutputError, Problem
+from dopkit.errors import OutputError, Problem, count
 from dopkit.layout import INDEX_FILE
 from dopkit.planning import Continuation, Plan, Source
 from dopkit.planning.outputs import STATE
@@ -21,6 +21,7 @@ from dopkit.writer import write_text
 STATE_FILE = "dopkit_state.json"
 MOST_BYTES = 10_000_000  # of the file; it grows by a line or two for a model
 
+_File = Annotated[str, Field(pattern=rf"^{STATE}/[^/\\\x00]+$")]
 _Number = Annotated[float, Field(ge=0, lt=1e300)]
 
 
@@ -44,7 +45,7 @@ class State(_Strict):
     models: Annotated[list[Merged], Field(min_length=1)]
     scale: Annotated[float, Field(gt=0, lt=1e300)] = 1.0
     norms: list[_Number] = []
-    kept: list[str] = []  # the files that hold the state of the folds; none when it was not kept
+    kept: list[_File] = []  # the files that hold the state of the folds; none when it was not kept
     inexact: str | None = None  # why merging all models at once would give something else
 
 
@@ -79,20 +80,27 @@ def parse(text: str, shown: str) -> State:
         raise OutputError(f"{shown} is damaged: {where} is missing or not what it should be") from None
 
 
-def continuation(state: State, recipe: Recipe, kept: bool, inexact: str | None) -> Continuation:
+def continuation(
+    state: State, recipe: Recipe, kept: bool, inexact: str | None, download_bytes: int = 0
+) -> Continuation:
     """What a merge needs to know to go on from this one. ``recipe`` is the one beside the state.
 
+    ``kept``, ``inexact`` and ``download_bytes`` are for the continuation as they are.
     Raises OutputError when state and recipe are not of one merge.
     """
-    if len(state.models) != len(recipe.models):
-        what = f"it tells of {len(state.models)} models, the recipe beside it of {len(recipe.models)}"
+    models, norms = len(recipe.models), len(state.norms)
+    if len(state.models) != models:
+        what = f"it tells of {count(len(state.models), 'model')}, the recipe beside it of {models}"
+        raise OutputError(f"{STATE_FILE} is not of this merge", [Problem("", what)])
+    if recipe.method.scale_of(recipe.parameters) == "norm" and norms != models:
+        what = f"it tells the norms of {norms} task vectors, and the scale needs those of {models}"
         raise OutputError(f"{STATE_FILE} is not of this merge", [Problem("", what)])
     earlier = tuple(
         Source(entry.model, one.identity, "", one.bytes, 0)
         for entry, one in zip(recipe.models, state.models, strict=True)
     )
     why = state.inexact or inexact
-    return Continuation(recipe, earlier, state.scale, tuple(state.norms), kept, why)
+    return Continuation(recipe, earlier, state.scale, tuple(state.norms), kept, why, download_bytes)
 
 
 def _merged(source: Source) -> Merged:

@@ -54,4 +54,6 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another disk, or one without links
-        shutil.copyfile(source, target)
+        beside = target.with_name(f"{target.name}.new")  # it is there whole or not at all
+        shutil.copyfile(source, beside)
+        beside.rename(target)

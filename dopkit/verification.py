@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from dopkit import skeleton
 from dopkit.checkpoints.folder import open_folder
@@ -73,23 +74,27 @@ def _same_tensors(specs: Mapping[str, TensorSpec], plan: Plan, names: Collection
 
 
 def _loads(plan: Plan, donor: Model) -> str:
-    """Load into the donor's class on the meta device; what the donor itself stumbles over is not new."""
-    check = skeleton.check_loads(donor.config, {job.name: job.shape for job in plan.jobs})
+    """Load into the class that is written, on the meta device; what the donor itself stumbles over is not new."""
+    backbone = skeleton.backbone_class(donor.config) if plan.headless else None
+    config = {**(donor.config or {}), "architectures": [backbone]} if backbone else donor.config
+    class_name = backbone or donor.skeleton.class_name
+    check = skeleton.check_loads(config, {job.name: job.shape for job in plan.jobs})
     if check.unchecked:
         return f"loading was not checked: {check.unchecked}"
-    expected = _expected(plan, donor) if check.problems else set()
+    expected = _expected(plan, donor, config) if check.problems else set()
     problems = [problem for problem in check.problems if problem.place not in expected]
     if problems:
-        raise VerificationError(f"the merged folder does not load as {donor.skeleton.class_name}", problems)
-    report = f"loads as {donor.skeleton.class_name} with no missing or unexpected key"
+        raise VerificationError(f"the merged folder does not load as {class_name}", problems)
+    report = f"loads as {class_name} with no missing or unexpected key"
     if check.problems:
-        report += f", but for those that the base lacks too or that were left out: {', '.join(sorted(expected))}"
+        places = sorted(problem.place for problem in check.problems)
+        report += f", but for those that the base lacks too or that were left out: {', '.join(places)}"
     return report
 
 
-def _expected(plan: Plan, donor: Model) -> set[str]:
+def _expected(plan: Plan, donor: Model, config: Mapping[str, Any] | None) -> set[str]:
     """The keys that are missing on purpose, and those that the donor itself loads without."""
-    own = skeleton.check_loads(donor.config, {name: spec.shape for name, spec in donor.specs.items()})
+    own = skeleton.check_loads(config, {name: spec.shape for name, spec in donor.specs.items()})
     written = {job.canonical for job in plan.jobs}
     left = {canonical for canonical, name in donor.names.items() if plan.headless and donor.role(name) is Role.HEAD}
     left |= {twin for twin, source in donor.skeleton.tied.items() if source in left}

@@ -8,12 +8,15 @@ import random
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import scored
+import tiny
 import yaml
 
 import dopkit
 from dopkit import methods
+from dopkit.evaluation import evaluate_model
 from dopkit.evaluation.tasks import parse_tasks
 
 FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks" / "clip"
@@ -51,7 +54,7 @@ def test_every_recipe_is_read(backbone: str, count: int, tmp_path: Path) -> None
     for method in (*methods.known(), *make.PUBLISHED):
         recipe = as_read(backbone, count, method, 40, tmp_path)
         assert recipe.merge_method == method.removesuffix("-published")
-        assert recipe.base_model is not None and recipe.base_model.folder == tmp_path / "base"
+        assert recipe.base_model is not None and recipe.base_model.text == f"openai/{backbone}"
         assert [entry.model.text for entry in recipe.models] == [
             f"tanganke/{backbone}_{task}" for task in make.TASKS[:count]
         ]
@@ -73,8 +76,7 @@ def test_every_task_file_is_read(backbone: str, count: int, tmp_path: Path) -> N
     assert [task.model for task in found] == models
     for task in found:
         assert task.dataset is not None and task.dataset.repo is not None and "/" in task.dataset.repo
-        assert task.base is not None and task.base.text == f"openai/{backbone}"
-        assert task.zero_shot is not None
+        assert task.zero_shot is not None and task.base is None  # that of the merge
         assert (len(set(task.zero_shot.classes)), len(set(task.zero_shot.templates))) == SIZES[task.name]
 
 
@@ -108,21 +110,32 @@ def test_one_order_by_name(tmp_path: Path) -> None:
     assert [entry.model.text.partition("_")[2] for entry in recipe.models] == order
 
 
-def test_the_base_is_the_vision_tower(tmp_path: Path) -> None:
+def test_a_run_of_it_from_recipe_to_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What make.py writes, with a tiny whole CLIP as the base, its towers as checkpoints, and small data."""
+    from transformers import CLIPVisionModel
+
+    recipe = make.recipe("clip-vit-base-patch32", 8, "dop", 40)
+    tasks = make.tasks("clip-vit-base-patch32", 8)["tasks"][:2]
     whole = scored.make_clip(tmp_path / "clip")
-    make.write_base(tmp_path / "base", str(whole))
-    tower, clip = dopkit.load(tmp_path / "base"), dopkit.load(whole)
-    assert type(tower).__name__ == "CLIPVisionModel"
-    parts = {key.removeprefix("vision_model."): value for key, value in tower.state_dict().items()}
-    wanted = clip.vision_model.state_dict()
-    assert parts.keys() == wanted.keys() and all(parts[key].equal(wanted[key]) for key in wanted)
-    processors = [
-        json.loads((folder / "preprocessor_config.json").read_text()) for folder in (whole, tmp_path / "base")
-    ]
-    assert all(processors[1][key] == processors[0][key] for key in ("size", "image_mean", "image_std"))
-    before = (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns
-    make.write_base(tmp_path / "base", "nothing/here")  # what is there is left alone
-    assert (tmp_path / "base" / "model.safetensors").stat().st_mtime_ns == before
+    CLIPVisionModel.from_pretrained(whole).save_pretrained(tmp_path / "tower")
+    recipe |= {"base_model": "./clip", "models": [f"./{task['name']}" for task in tasks]}
+    for seed, task in enumerate(tasks):
+        tiny.make_expert(tmp_path / "tower", tmp_path / task["name"], seed)
+        task["zero_shot"] |= {"classes": ["cat", "dog"]}
+        task |= {"model": task["name"], "data": "./data.npz", "split": None, "limit": 8}
+    np.savez(tmp_path / "data.npz", image=scored.grey(8), label=np.arange(8) % 2)
+    make.write(tmp_path / "40.yaml", recipe)
+    make.write(tmp_path / "tasks.yaml", {"tasks": tasks})
+    dopkit.run(dopkit.load_recipe(tmp_path / "40.yaml"), tmp_path / "40", dopkit.Options(save_steps=True))
+    assert type(dopkit.load(tmp_path / "40")).__name__ == "CLIPVisionModel"
+    found = evaluate_model(tmp_path / "40", tmp_path / "tasks.yaml", sources=True)
+    assert [row["kind"] for row in found["rows"]] == ["base", "step", "step", "expert", "expert"]
+    assert list(found["rows"][0]["scores"]) == [task["name"] for task in tasks]
+    assert found["bwt"] is not None
+    whole_alone = evaluate_model(whole, tmp_path / "tasks.yaml")["rows"][0]["scores"]
+    assert {name: one["value"] for name, one in found["rows"][0]["scores"].items()} == {
+        name: one["value"] for name, one in whole_alone.items()
+    }
 
 
 def put(folder: Path, acc: float | None, bwt: float | None, digest: str = "d") -> None:

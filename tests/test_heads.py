@@ -201,11 +201,11 @@ def test_a_head_without_its_backbone_is_found_out(tmp_path: Path, make_recipe: M
     make_models(tmp_path)
     plan = dopkit.plan(make_recipe(tmp_path, ["e0", "e1"], heads="per-task"))
     models = [open_checkpoint(source.ref) for source in (plan.donor, *plan.models)]
-    assert heads.verify(plan, models[0], models[1:])
+    assert heads.verify(plan, models[0].config, models[1:])
     left = next(job.canonical for job in plan.jobs if job.canonical.endswith("mlp.fc1.weight"))
     fewer = dataclasses.replace(plan, jobs=tuple(job for job in plan.jobs if job.canonical != left))
     with pytest.raises(VerificationError) as caught:
-        heads.verify(fewer, models[0], models[1:])
+        heads.verify(fewer, models[0].config, models[1:])
     assert [problem.place for problem in caught.value.problems] == [
         f"heads/{name}.safetensors: vit.{left}" for name in ("e0", "e1")
     ]

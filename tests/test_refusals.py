@@ -301,3 +301,15 @@ def test_json_carries_the_same_problems(run: Run, models: Path) -> None:
         ],
     }
     assert result.stderr == ""
+
+
+def test_patterns_that_no_tensor_falls_under(run: Run, models: Path) -> None:
+    """A misspelt pattern would silently merge what was to be left alone."""
+    result = run(RECIPE + 'copy: ["*.qurey.weight"]\nparameters: {exclude: [layernorm.wieght]}\n')
+    assert result.stderr.splitlines()[:2] == [
+        "cannot merge: 2 problems", "  copy: no tensor is called '*.qurey.weight'",
+    ]  # fmt: skip
+    assert result.stderr.splitlines()[3:] == [
+        "  exclude: no tensor is called 'layernorm.wieght'",
+        "    Patterns are held against canonical names (did you mean 'layernorm.weight'?).",
+    ]

@@ -367,7 +367,11 @@ def test_experts_that_are_stored_transposed() -> None:
         "num_local_experts": 3, "num_experts_per_tok": 2, "head_dim": 8,
     }  # fmt: skip
     prefix = "model.layers.0.mlp.experts."
-    shapes = {f"{prefix}gate_up_proj": (3, 16, 48), f"{prefix}down_proj": (3, 24, 16), f"{prefix}down_proj_bias": (3, 16)}
+    shapes = {
+        f"{prefix}gate_up_proj": (3, 16, 48),
+        f"{prefix}down_proj": (3, 24, 16),
+        f"{prefix}down_proj_bias": (3, 16),
+    }
     roles = {name.removeprefix(prefix): one.role for name, one in build(config, shapes).roles.items()}
     assert roles == {
         "gate_up_proj": Role.EXPERTS_CONV1D, "down_proj": Role.EXPERTS_CONV1D, "down_proj_bias": Role.BIAS,

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from dopkit.cli.output import json_option, merge_options, show_json
+from dopkit.cli.plan import show
 from dopkit.cli.push import push_options, read_options, refuse_options
 from dopkit.cli.run import report_result, result_data
 
@@ -37,6 +38,7 @@ class Setting(click.ParamType[tuple[str, Any]]):
 @click.option(
     "--set", "parameters", type=Setting(), multiple=True, help="A parameter for the new models, as alpha=0.5."
 )
+@click.option("--plan", "only_plan", is_flag=True, help="Show what would happen; write nothing, download no weights.")
 @click.option("--from-experts", is_flag=True, help="Read the earlier models again, and merge all of them at once.")
 @click.option("--push-to-hub", is_flag=True, help="Publish the result on the Hub.")
 @click.option("--repo-id", metavar="USER/NAME", help="Where to publish (default: the repository that MERGED is).")
@@ -49,6 +51,7 @@ def add(
     experts: tuple[str, ...],
     out: str | None,
     parameters: tuple[tuple[str, Any], ...],
+    only_plan: bool,
     from_experts: bool,
     push_to_hub: bool,
     repo_id: str | None,
@@ -70,12 +73,15 @@ def add(
     from dopkit.cli.progress import watch
     from dopkit.preparing import Options
 
+    options = Options(**how)
+    if only_plan:
+        show(adding.plan_addition(merged, experts, out, options, dict(parameters), from_experts), as_json, verbose)
+        return
     with watch(quiet=quiet or as_json, verbose=verbose) as progress:
-        options = Options(**how)
         result = adding.add(merged, experts, out, options, progress, dict(parameters), from_experts)
     if as_json:
         show_json(result_data(result))
     elif not quiet:
         report_result(result)
-        count = len(result.receipt["models"])
-        click.echo(f"{result.folder} holds {count} models: {', '.join(m['model'] for m in result.receipt['models'])}")
+        models = [model["model"] for model in result.receipt["models"]]
+        click.echo(f"{result.folder} holds {len(models)} models: {', '.join(models)}")

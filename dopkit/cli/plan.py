@@ -27,6 +27,11 @@ def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any)
     loaded = hub_recipes.load_recipe(origin or recipe)
     cut_as_published(origin, how)
     made = pipeline.plan(loaded, out, pipeline.Options(**how))
+    show(made, as_json, verbose)
+
+
+def show(made: Any, as_json: bool, verbose: bool) -> None:
+    """Print a plan."""
     if as_json:
         show_json(as_data(made))
         return
@@ -54,9 +59,22 @@ def _disk(made: Any) -> str:
 
 def _sources(made: Any) -> None:
     rows = [("base", made.donor.ref.short, show_size(made.donor.nbytes))] if made.recipe.base_model else []
-    rows += [(str(step), source.ref.short, show_size(source.nbytes)) for step, source in enumerate(made.models, 1)]
+    for step, source in enumerate(made.models, made.first_step):
+        label = f"1-{step}" if made.continues and 1 < step == made.first_step else str(step)
+        rows.append((label, source.ref.short, show_size(source.nbytes)))
     click.echo(f"{made.recipe.merge_method}: {made.recipe.method.summary}")
     click.echo(table(rows, right=(2,)) + "\n")
+    if made.continues:
+        click.echo(_going_on(made) + "\n")
+
+
+def _going_on(made: Any) -> str:
+    """Where a merge begins that goes on from an earlier one, and what it lost of that."""
+    before = made.continues
+    models, where = count(before.step, "model"), made.models[0].ref.short
+    how = "the kept state of its folds is read" if before.kept else "from its weights"
+    lost = f"\nnot what merging all {made.last_step} at once gives: {before.inexact}" if before.inexact else ""
+    return f"goes on from {where} after {models} ({', '.join(one.ref.name for one in before.earlier)}): {how}{lost}"
 
 
 def _rules(made: Any) -> None:
@@ -97,12 +115,18 @@ def _tensors(made: Any) -> None:
         click.echo(f"left out: {one.name} of {one.ref.short} ({one.why})")
 
 
+def _continues(before: Any) -> dict[str, Any]:
+    earlier = [source.ref.text for source in before.earlier]
+    return {"after": before.step, "models": earlier, "reads_state": before.kept, "inexact": before.inexact}
+
+
 def as_data(made: Any) -> dict[str, Any]:
     """The plan as JSON data."""
     return {
         "method": made.recipe.merge_method,
         "base": made.donor.ref.text if made.recipe.base_model else None,
         "models": [source.ref.text for source in made.models],
+        "continues": made.continues and _continues(made.continues),
         "tensors": [
             {"name": job.name, "canonical": job.canonical, "shape": list(job.shape), "dtype": job.dtype}
             | {"role": str(job.role), "rule": job.rule.name}

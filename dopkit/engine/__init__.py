@@ -180,6 +180,8 @@ class _Work:
             return fold.start(base, self._next_model(base, context.step), context)
         if parts := self._engine._packed(self._job):
             packed = {part: next(self._ahead).to(self._device) for part in parts}
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in packed.values()):
+                raise MergeError("the kept state is not finite")
             return fold.unpack(base, {part: self._slice(tensor) for part, tensor in packed.items()}, context)
         merged = self._up(next(self._ahead))
         if base is not None and continues.scale != 1:

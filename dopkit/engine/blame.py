@@ -23,7 +23,9 @@ def explained(job: TensorJob, inputs: Iterable[Input], error: MergeError | None)
     """Say which inputs hold NaN or infinity; if none does, the merge or the cast made it."""
     problems = []
     for checkpoint, name in inputs:
-        bad = sum(int((~torch.isfinite(checkpoint.read(name, rows))).sum()) for rows in job.parts())
+        # A tensor of a kept state has a shape of its own.
+        parts: Iterable[tuple[int, int] | None] = job.parts() if checkpoint.specs[name].shape == job.shape else [None]
+        bad = sum(int((~torch.isfinite(checkpoint.read(name, rows))).sum()) for rows in parts)
         if bad:
             what = f"{name} holds {count(bad, 'value')} that are NaN or infinite"
             problems.append(Problem(checkpoint.ref.short, what, "Fetch the model again, or leave it out."))

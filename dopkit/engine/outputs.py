@@ -51,7 +51,10 @@ class Outputs:
         return [job for job in waiting if not all(job.name in writer.done for writer in self.models.values())]
 
     def _is_folded(self, job: TensorJob) -> bool:
-        there = all(job.name in writer.done for writer in self.folded(job).values())
+        # What waits is taken away once everything is scaled.
+        there = any(
+            all(job.name in writer.done for writer in writers.values()) for writers in (self.folded(job), self.models)
+        )
         return there and (self.state is None or self.state.done.issuperset(self.state_names(job)))
 
 

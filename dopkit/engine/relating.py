@@ -71,7 +71,9 @@ def memory_bytes(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint], ra
     """Upper estimate of the memory that ``relate`` takes, beside the program itself."""
     work = _all_work(plan, donor, models, 1.0 if ranks else None)
     largest = max((one.working_bytes for one in work), default=0)
-    return largest + READ_AHEAD_BYTES + OVERHEAD_BYTES + plan.stream_bytes
+    # One read is always ahead, however large: with ranks, a whole matrix.
+    ahead = max((one.donor.specs[one.job.donor].nbytes for one in work if one.has_ranks), default=0)
+    return largest + max(READ_AHEAD_BYTES, ahead) + OVERHEAD_BYTES + plan.stream_bytes
 
 
 def _all_work(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint], energy: float | None) -> list[_Work]:

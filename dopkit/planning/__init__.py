@@ -128,7 +128,8 @@ class Plan:
 
     @property
     def download_bytes(self) -> int:
-        return sum({source.ref.key: source.download_bytes for source in (self.donor, *self.models)}.values())
+        state = self.continues.download_bytes if self.continues else 0
+        return state + sum({source.ref.key: source.download_bytes for source in (self.donor, *self.models)}.values())
 
     @property
     def streamed(self) -> bool:
@@ -138,7 +139,7 @@ class Plan:
     @property
     def headless(self) -> bool:
         """Whether the result is the backbone alone."""
-        return self.recipe.heads in ("drop", "per-task")
+        return self.recipe.headless
 
     def rules(self) -> dict[str, tuple[int, int]]:
         """Rule name to (number of tensors, bytes written), in order of first use."""
@@ -158,7 +159,7 @@ class Plan:
             "steps": [entry.parameters for entry in recipe.models],
             "donor": self.donor.state,
             "models": [source.state for source in self.models],
-            "continues": self.continues and [self.continues.step, self.continues.scale, *self.continues.norms],
+            "continues": (on := self.continues) and [on.step, on.scale, on.kept, *on.norms],
             "jobs": [[job.name, job.role, job.rule.name, job.base, *job.names] for job in self.jobs],
             "shards": [[shard.file, hashlib.sha256(shard.header).hexdigest()] for shard in self.shards],
             "heads": [[head.name, *(spec.name for spec in head.tensors)] for head in self.heads],

@@ -86,12 +86,15 @@ def build(
         work.notes += model.source.notes
         if model.skeleton.fallback:
             work.notes.append(f"{model.source.ref.short}: roles are guessed from names ({model.skeleton.fallback})")
+    if donor.beside:
+        work.notes.append(f"{donor.source.ref.short}: read as the {donor.skeleton.class_name} in it")
     if not donor.source.complete:
         what = "offline, so tokenizer and other side files that are not in the cache are left out"
         work.notes.append(f"{donor.source.ref.short}: {what}")
     if not work.problems:
         if recipe.heads == "per-task":
             _keep_heads(work, wanted.continues)
+        _copy_unread(work)
         _match(work)
     if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
         work.notes.append(f"arithmetic is in float32; `dtype: {recipe.dtype}` gives way to `out_dtype`")
@@ -99,7 +102,7 @@ def build(
     shards = layout.lay_out([(job.name, job.dtype, job.shape) for job in ordered], max_shard_size)
     by_name = {job.name: job for job in ordered}
     plan = Plan(
-        recipe=recipe,
+        recipe=work.recipe,
         seed=seed,
         donor=donor.source,
         models=tuple(model.source for model in models),
@@ -144,9 +147,24 @@ def _match(work: _Building) -> None:
         if model.source.ref.key != donor.source.ref.key:
             work.dropped += model.left_out()
         _compare(work, model, read, fixed)
+    work.problems += matching.idle_patterns(recipe, (donor, *work.models))
     if not work.problems:
         for canonical, name in names.items():
             _plan_tensor(work, canonical, name, fixed.get(canonical))
+
+
+def _copy_unread(work: _Building) -> None:
+    """Take a pooler from the donor that its own class does not read and no model holds: the backbone's class wants it.
+
+    The recipe of the result says so, for a merge that goes on from it.
+    """
+    donor, copied = work.donor, work.recipe.copied
+    unread = sorted(donor.skeleton.unread - {donor.names.get(name) for model in work.models for name in model.names})
+    names = [donor.skeleton.roles[name].canonical for name in unread]
+    if more := [name for name in names if not matching.matches(name, copied)]:
+        work.recipe = work.recipe.model_copy(update={"copied": (*copied, *more)})
+        what = f"no model holds {', '.join(more)} of its backbone: kept as in the base, as with `copy`"
+        work.notes.append(f"{donor.source.ref.short}: {what}")
 
 
 def _fixed(recipe: Recipe, model: Model, canonical: str, name: str) -> str | None:
@@ -203,7 +221,7 @@ def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) 
         rule = recipe.method.rule_for(recipe.parameters, canonical, role, spec.shape)
     work.jobs.append(
         TensorJob(
-            name=name,
+            name=_spelling(work, canonical, name),
             canonical=canonical,
             role=role,
             rule=rule,
@@ -211,8 +229,14 @@ def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) 
             shape=spec.shape,
             names=() if rule is methods.BASE else tuple(model.names[canonical] for model in work.models),
             base=name if rule.needs_base or _scaled(recipe) else None,
+            donor=name,
         )
     )
+
+
+def _spelling(work: _Building, canonical: str, name: str) -> str:
+    """The donor's, but that of the models where they are a tower of it: they lie in files of such a tower."""
+    return work.models[0].names.get(canonical, name) if work.donor.beside else name
 
 
 def _scaled(recipe: Recipe) -> bool:
@@ -227,7 +251,7 @@ def _out_dtype(recipe: Recipe, own: str) -> str:
 
 def _place(donor: Model, job: TensorJob) -> tuple[str, int]:
     """Tensors are written in the order in which they lie in the donor's files."""
-    spec = donor.specs[job.name]
+    spec = donor.specs[job.donor]
     return spec.file, spec.offset
 
 
@@ -235,7 +259,8 @@ def _room_problems(plan: Plan, room: Room) -> list[Problem]:
     problems = []
     largest_two = sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
     output = (largest_two if room.shards_leave else plan.disk_bytes) - room.written
-    download = 0 if plan.streamed else plan.download_bytes
+    state = plan.continues.download_bytes if plan.continues else 0
+    download = state if plan.streamed else plan.download_bytes
     if room.shared_disk:
         output, download = output + download, 0
     if output > room.disk:

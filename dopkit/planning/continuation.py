@@ -20,6 +20,7 @@ class Continuation:
     norms: tuple[float, ...]  # of each one's task vector over the whole model; () where the method needs none
     kept: bool  # the state of the folds is read, instead of the merged weights
     inexact: str | None = None  # why merging all models at once would give something else
+    download_bytes: int = 0  # of the kept state that is not here
 
     @property
     def step(self) -> int:

@@ -117,7 +117,8 @@ def _tensors(donor: Model, model: Model) -> tuple[TensorSpec, ...]:
     with it. What the donor holds as part of its backbone is merged instead.
     """
     names = [name for canonical, name in model.names.items() if _on_top(donor, model, canonical, name)]
-    found = [model.specs[name] for name in names if name not in model.skeleton.unknown]
+    skip = model.skeleton.unknown | model.skeleton.unread
+    found = [model.specs[name] for name in names if name not in skip]
     if not _architecture(model) or all(model.role(spec.name) is not Role.HEAD for spec in found):
         return ()
     return tuple(sorted(found, key=lambda spec: (-DTYPES[spec.dtype].size, spec.file, spec.offset, spec.name)))

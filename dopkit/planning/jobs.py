@@ -18,7 +18,7 @@ BLOCK_ELEMENTS = 1 << 20
 class TensorJob(Sized):
     """One output tensor: what it is, what is done, and where the inputs are."""
 
-    name: str  # as written: the donor's own spelling
+    name: str  # as written: the donor's own spelling, or that of the models where they are a tower of it
     canonical: str
     role: Role
     rule: Rule
@@ -26,6 +26,7 @@ class TensorJob(Sized):
     shape: tuple[int, ...]
     names: tuple[str, ...]  # in each model's spelling, in merge order; () for a copy
     base: str | None  # in the donor's spelling, when the rule reads it
+    donor: str  # in the donor's spelling, whatever the rule
 
     @property
     def part_rows(self) -> int:

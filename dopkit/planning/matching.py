@@ -11,13 +11,16 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from dopkit import methods
 from dopkit.errors import Problem, count
 from dopkit.planning import Dropped, Source
+from dopkit.planning.towers import class_of, tower_config
 from dopkit.roles import Role
 from dopkit.specs import MERGEABLE, TensorSpec
 from dopkit.units import show_shape
 
 if TYPE_CHECKING:
+    from dopkit.recipe import Recipe
     from dopkit.skeleton import Skeleton
 
 _SHOWN = 5  # tensors named before "and 93 more"
@@ -37,6 +40,8 @@ class Model:
     specs: Mapping[str, TensorSpec]
     config: Mapping[str, Any] | None
     skeleton: Skeleton
+    # Of a whole model that is read as one of its towers, and described as that: the tensors of the rest.
+    beside: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -54,6 +59,8 @@ class Model:
                 yield Dropped(self.source.ref, name, f"tied to {twin}", self.names[twin])
             elif name in self.skeleton.ignored:
                 yield Dropped(self.source.ref, name, f"{self.skeleton.class_name} does not read it")
+        for name in self.beside:
+            yield Dropped(self.source.ref, name, f"not part of {self.skeleton.class_name}, which the models are")
 
     def _tied_to(self, name: str) -> str | None:
         """The canonical name this tensor is a second copy of, if its class ties the two and holds the first."""
@@ -82,6 +89,13 @@ def stranger_problem(base: Model, model: Model) -> Problem | None:
     different = _differences(base, model, _SIZES)
     if not different:
         return None
+    one = f"{base.source.ref.short} ({class_of(base.config)})"
+    if tower_config(base.config, model.config):
+        remedy = "A base is read as its tower when every model is that tower, and the tensors have the same names."
+        return Problem(model.source.ref.short, f"is a {class_of(model.config)}, only one tower of {one}", remedy)
+    if tower_config(model.config, base.config):
+        what = f"is a whole {class_of(model.config)}, and {one} is only one tower of it"
+        return Problem(model.source.ref.short, what, "Take a whole model as `base_model`, or merge towers only.")
     return Problem(model.source.ref.short, f"was not fine-tuned from {base.source.ref.short}: {different}")
 
 
@@ -140,6 +154,17 @@ def dtype_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Itera
         kinds = (base.specs[one].dtype, model.specs[two].dtype)
         if kinds[0] != kinds[1] and not set(kinds) <= set(MERGEABLE):
             yield Problem(model.source.ref.short, f"{two} is {kinds[1]}, in {base.source.ref.short} it is {kinds[0]}")
+
+
+def idle_patterns(recipe: Recipe, models: Iterable[Model]) -> Iterable[Problem]:
+    """The recipe's name patterns that no tensor falls under: misspelt, or written for another architecture."""
+    known = sorted({role.canonical for model in models for role in model.skeleton.roles.values()})
+    for key, patterns in (("copy", recipe.copied), ("exclude", getattr(recipe.parameters, "exclude", ()))):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in known):
+                hint = methods.suggestion(pattern, known).strip()
+                remedy = f"Patterns are held against canonical names ({hint or f'such as {known[0]}'})."
+                yield Problem("", f"{key}: no tensor is called {pattern!r}", remedy if known else "")
 
 
 def matches(canonical: str, patterns: Iterable[str]) -> bool:

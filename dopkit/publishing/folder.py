@@ -16,7 +16,7 @@ from dopkit.progress import Progress
 from dopkit.publishing.place import PushOptions, local_sources, look, require_free, target_of
 from dopkit.refs import ModelRef
 from dopkit.units import show_size
-from dopkit.writer import EVALUATION, RECEIPT, REPORT
+from dopkit.writer import EVALUATION, JOURNAL, RECEIPT, REPORT
 
 _WEIGHTS = (
     "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json",
@@ -147,7 +147,7 @@ def _stale(remote: hub.Remote, outgoing: Iterable[hub.Outgoing]) -> list[str]:
 
 def _stays(name: str) -> bool:
     """Whether a file is for this machine alone: hidden ones, and the models of earlier steps."""
-    return name.startswith(f"{STEPS}/") or any(part.startswith(".") for part in name.split("/"))
+    return name.startswith((f"{STEPS}/", JOURNAL)) or any(part.startswith(".") for part in name.split("/"))
 
 
 def _is_about_it(name: str) -> bool:

@@ -59,6 +59,11 @@ class Recipe(_Frozen):
         return self.base_model or self.models[0].model
 
     @property
+    def headless(self) -> bool:
+        """Whether the result is the backbone alone."""
+        return self.heads in ("drop", "per-task")
+
+    @property
     def refs(self) -> tuple[ModelRef, ...]:
         """Every model the recipe names, base first, each once and in its first spelling."""
         first: dict[tuple[str, ...], ModelRef] = {}

@@ -14,7 +14,7 @@ on loading (an expert that is stacked, a fused projection that is split) is name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dopkit.roles import TensorRole
@@ -48,16 +48,39 @@ class Skeleton:
     ignored: frozenset[str]
     # Checkpoint names for which the class has no place: transformers would report them as unexpected.
     unknown: frozenset[str]
+    # Checkpoint names that only the class without a head reads: a pooler beside a masked-language-model head.
+    unread: frozenset[str]
     class_name: str | None  # "ViTModel"
     fallback: str | None  # why there is no class, as a clause for the plan: "it has no config.json"
 
 
-def build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]]) -> Skeleton:
+def build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]], headless: bool = False) -> Skeleton:
     """Find out what ``tensors`` (checkpoint name -> shape) are to the model that ``config`` describes.
 
     ``config`` is the parsed ``config.json``, or None. It need not be the checkpoint's own: the tensors of a
-    fine-tuned model can be held against the class of its base model.
+    fine-tuned model can be held against the class of its base model. With ``headless`` what the class has no
+    place for is held against the same model without a head as well.
     """
+    found = _build(config, tensors)
+    if not headless or not found.unknown | found.ignored:
+        return found
+    backbone = backbone_class(config)
+    if backbone in (None, found.class_name):
+        return found
+    return _with_backbone(found, _build({**(config or {}), "architectures": [backbone]}, tensors))
+
+
+def _with_backbone(found: Skeleton, backbone: Skeleton) -> Skeleton:
+    """Give what the class has no place for the place it has in the class without a head."""
+    lost = found.unknown | found.ignored
+    taken = {role.canonical for name, role in found.roles.items() if name not in lost}
+    known = lost - backbone.unknown - backbone.ignored
+    unread = frozenset(name for name in known if backbone.roles[name].canonical not in taken)
+    roles = {name: backbone.roles[name] if name in unread else role for name, role in found.roles.items()}
+    return replace(found, roles=roles, ignored=found.ignored - unread, unknown=found.unknown - unread, unread=unread)
+
+
+def _build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]]) -> Skeleton:
     try:
         model = construct(config)
     except CannotBuild as error:
@@ -79,6 +102,7 @@ def build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...
         expected=frozenset(anatomy.canonical(name) for name in anatomy.shapes if name not in tied),
         ignored=ignored,
         unknown=frozenset(lost) - ignored,
+        unread=frozenset(),
         class_name=type(model).__name__,
         fallback=None,
     )
@@ -110,4 +134,4 @@ def _twins(anatomy: Anatomy, places: Mapping[str, Place], config: Mapping[str, A
 def _without_class(tensors: Mapping[str, tuple[int, ...]], reason: str) -> Skeleton:
     roles = {name: TensorRole(name, guess_role(name, shape)) for name, shape in tensors.items()}
     nothing: frozenset[str] = frozenset()
-    return Skeleton(roles, {}, None, nothing, nothing, None, reason)
+    return Skeleton(roles, {}, None, nothing, nothing, nothing, None, reason)

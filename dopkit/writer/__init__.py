@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dopkit.writer.folder import EVALUATION, RECEIPT, REPORT, OutputFolder
+from dopkit.writer.folder import EVALUATION, JOURNAL, RECEIPT, REPORT, OutputFolder
 from dopkit.writer.journal import Journal, read_journal
 from dopkit.writer.shards import ShardFile, ShardWriter, write_text
 
 __all__ = [
     "EVALUATION",
+    "JOURNAL",
     "RECEIPT",
     "REPORT",
     "Journal",

@@ -30,7 +30,17 @@ class OutputFolder:
 
     @property
     def partial(self) -> Path:
-        return self.path.with_name(self.path.name + ".partial")
+        return self._real.with_name(self._real.name + ".partial")
+
+    @property
+    def _replaced(self) -> Path:
+        """Where the folder that is being replaced waits until its successor is in its place."""
+        return self._real.with_name(self._real.name + ".replaced")
+
+    @property
+    def _real(self) -> Path:
+        """The folder under a name that others can stand beside: not ``.``, and not a link to it."""
+        return self.path.resolve() if self.path.name in ("", "..") or self.path.is_symlink() else self.path
 
     def obstacle(self) -> Problem | None:
         """What stands in the way whatever the merge: files that dopkit did not make are never touched."""
@@ -40,10 +50,18 @@ class OutputFolder:
             if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
                 what = "is in the way: it holds files that dopkit did not make"
                 return Problem(str(path), what, "Choose another folder with -o, or move it away.")
-        parent = next(parent for parent in self.path.absolute().parents if parent.exists())
+        if self._replaces and Path.cwd().is_relative_to(self.path.resolve()):
+            what = "is the folder you are in, and would be replaced as a whole"
+            return Problem(str(self.path), what, "Go to another folder first, or choose another one with -o.")
+        parent = next(parent for parent in self._real.absolute().parents if parent.exists())
         if not os.access(parent, os.W_OK):
             return Problem(str(parent), "cannot be written to", "Choose another folder with -o.")
         return None
+
+    @property
+    def _replaces(self) -> bool:
+        """Whether ``publish`` takes a folder away that is there now."""
+        return self.path.is_dir() and (self.overwrite or self.grows or not any(self.path.iterdir()))
 
     def finished(self, fingerprint: str, weights: bool = True) -> bool:
         """Whether the folder already is this very merge, with its ``weights`` if they are asked for.
@@ -84,18 +102,26 @@ class OutputFolder:
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def publish(self) -> None:
-        """The working folder, complete, becomes the output folder; what it replaces goes last."""
-        for name in (JOURNAL, LOCK):
-            (self.partial / name).unlink(missing_ok=True)
-        old = self.path.with_name(self.path.name + ".replaced")
-        if self.path.is_dir():
-            if any(self.path.iterdir()):
+        """The working folder, complete, becomes the output folder; what it replaces goes last.
+
+        The journal comes along: until the folder is in its place, the same command goes on from there.
+        """
+        place, old = self._real, self._replaced
+        if place.is_dir():
+            if any(place.iterdir()):
                 shutil.rmtree(old, ignore_errors=True)
-                self.path.rename(old)
+                place.rename(old)
             else:
-                self.path.rmdir()
-        self.partial.rename(self.path)
+                place.rmdir()
+        self.partial.rename(place)
+        for name in (JOURNAL, LOCK):
+            (place / name).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
+
+    def put_back(self) -> None:
+        """Bring back the folder that a killed ``publish`` had moved away, for a merge that goes on from it."""
+        if not self._real.exists() and (self._replaced / RECEIPT).is_file():
+            self._replaced.rename(self._real)
 
     def free_location(self) -> Path:
         """The folder itself, or the nearest one around it that exists: tells which disk it would be on."""

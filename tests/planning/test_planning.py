@@ -17,7 +17,7 @@ MakeRecipe = Callable[..., dopkit.Recipe]
 
 
 def job(shape: tuple[int, ...], rule: methods.Rule = methods.MEAN) -> TensorJob:
-    return TensorJob("w", "w", Role.LINEAR, rule, "F32", shape, ("w",), None)
+    return TensorJob("w", "w", Role.LINEAR, rule, "F32", shape, ("w",), None, "w")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def test_working_memory_of_an_elementwise_rule_does_not_grow_with_the_tensor() -
 
 def test_float64_needs_twice_the_memory() -> None:
     single, double = (
-        TensorJob("w", "w", Role.LINEAR, methods.DOP_EXACT, dtype, (8, 9), ("w",), None) for dtype in ("F32", "F64")
+        TensorJob("w", "w", Role.LINEAR, methods.DOP_EXACT, dtype, (8, 9), ("w",), None, "w")
+        for dtype in ("F32", "F64")
     )
     assert double.working_bytes == 2 * single.working_bytes
 

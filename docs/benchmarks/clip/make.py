@@ -1,6 +1,5 @@
 """Write the recipes and the task file of a published CLIP run: `python make.py clip-vit-base-patch32 8 WORK/b32-8`.
 
-    WORK/b32-8/base/            the vision tower of OpenAI's CLIP, which the checkpoints were fine-tuned from
     WORK/b32-8/tasks.yaml       the test sets, class names and prompts of the tasks
     WORK/b32-8/METHOD/40.yaml   a recipe for each seed, and so for each order
 
@@ -8,7 +7,6 @@ What is in tasks/ are facts of the published runs; this file puts them together.
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,28 +42,25 @@ def main() -> None:
         for seed in options.seeds:
             path = options.folder / method / f"{seed}.yaml"
             write(path, recipe(options.backbone, options.count, method, seed))
-    write_base(options.folder / "base", f"openai/{options.backbone}")
 
 
 def recipe(backbone: str, count: int, method: str, seed: int) -> dict[str, Any]:
-    """The merge of the first `count` tasks in the order of `seed`, for a file one folder below that of the base."""
+    """The merge of the first `count` tasks in the order of `seed`. The checkpoints are vision towers of the base."""
     merge_method, parameters = PUBLISHED.get(method, (method, {}))
-    data: dict[str, Any] = {"merge_method": merge_method, "base_model": "../base"}
+    data: dict[str, Any] = {"merge_method": merge_method, "base_model": f"openai/{backbone}"}
     if parameters:
         data["parameters"] = parameters
     return data | {"models": [checkpoint(backbone, task) for task in TASKS[:count]], "order": "shuffle", "seed": seed}
 
 
 def tasks(backbone: str, count: int) -> dict[str, Any]:
-    """The task file: the first `count` tasks, their prompts read by the whole CLIP that the backbone is part of."""
+    """The task file: the first `count` tasks. Their prompts are read by the base of the merge."""
     return {"tasks": [task_entry(backbone, task) for task in TASKS[:count]]}
 
 
 def task_entry(backbone: str, task: str) -> dict[str, Any]:
     facts = yaml.safe_load((Path(__file__).parent / "tasks" / f"{task}.yaml").read_text(encoding="utf-8"))
-    prompts = {**facts.pop("zero_shot"), "base": f"openai/{backbone}"}
-    entry = {"name": task, "kind": "image-classification", "model": checkpoint(backbone, task)}
-    return {**entry, **facts, "zero_shot": prompts}
+    return {"name": task, "kind": "image-classification", "model": checkpoint(backbone, task), **facts}
 
 
 def checkpoint(backbone: str, task: str) -> str:
@@ -76,22 +71,6 @@ def write(path: Path, data: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
     path.write_text(text, encoding="utf-8")
-
-
-def write_base(folder: Path, source: str) -> None:
-    """The vision tower of the CLIP in `source` and its image processor, unless `folder` is there already.
-
-    The checkpoints are bare vision towers, and a base must be a model of their kind.
-    """
-    from transformers import AutoImageProcessor, CLIPVisionModel
-
-    if folder.is_dir():
-        return
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    CLIPVisionModel.from_pretrained(source).save_pretrained(part)
-    AutoImageProcessor.from_pretrained(source, backend="pil").save_pretrained(part)
-    part.rename(folder)
 
 
 if __name__ == "__main__":

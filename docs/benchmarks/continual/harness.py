@@ -4,8 +4,8 @@
     python docs/benchmarks/continual/tables.py SUITE-results.jsonl
 
 SUITE holds base/, tasks.yaml, and the experts (in experts/, or beside base/). Every row goes as one line into the
-results; what is there is not done again, so a run may be stopped at any time. Merges run in processes of their own, on
-one thread, and are timed there.
+results; what is there is not done again, so a run may be stopped at any time. Merges run in other processes
+(merger.py), on one thread, and are measured there.
 
 Scored are, as ACC and BWT need it, the last model on every task and each step's model on the task just learned.
 """
@@ -14,14 +14,13 @@ import argparse
 import json
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 import yaml
+from merger import Measured, Merger
 from recombine import Weights, models
 from rows import MERGES, Merge, Row
 from safetensors.torch import load_file
@@ -31,24 +30,13 @@ from dopkit.evaluation.running import evaluate
 from dopkit.evaluation.targets import Target
 from dopkit.evaluation.tasks import load_tasks
 
-CHILD = """
-import json, sys, time, resource, torch
-torch.set_num_threads(1)
-import dopkit
-from dopkit.measure import peak_resident_bytes, resident_bytes
-recipe = dopkit.load_recipe(sys.argv[1])
-dopkit.plan(recipe, sys.argv[2])  # imports everything
-before, started = resident_bytes(), time.process_time()
-dopkit.run(recipe, sys.argv[2], dopkit.Options(save_steps=sys.argv[3] == "steps"))
-print(json.dumps({"seconds": time.process_time() - started, "peak": peak_resident_bytes() - before}))
-"""
-
 
 class Suite:
-    """Base, experts and tasks of one benchmark."""
+    """Base, experts and tasks of one benchmark, and what merges them."""
 
-    def __init__(self, folder: Path, limit: int | None) -> None:
+    def __init__(self, folder: Path, limit: int | None = None, merger: Merger | None = None) -> None:
         self.folder, self.base = folder, folder / "base"
+        self.merger = merger or Merger(in_process=False)
         self.tasks = [replace(task, limit=limit) for task in load_tasks(folder / "tasks.yaml")]
         self.names = [task.name for task in self.tasks]
 
@@ -70,10 +58,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="held-out samples a task, at most")
     parser.add_argument("--results", type=Path, help="where the lines go (default: SUITE-results.jsonl)")
     parser.add_argument("--only", help="merges whose name contains this")
+    parser.add_argument(
+        "--in-process", action="store_true", help="one process for all merges but those of the first order"
+    )
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")  # of scoring, alike for every row
-    suite = Suite(options.suite, options.limit)
+    merger = Merger(options.in_process)
+    suite = Suite(options.suite, options.limit, merger)
     results = Results(options.results or Path(f"{options.suite.name}-results.jsonl"))
     results.sources(suite)
     quick = [merge for merge in MERGES if merge.parameters.get("solver") != "adam"]
@@ -82,6 +74,7 @@ def main() -> None:
             for merge in merges:
                 if options.only is None or options.only in merge.name:
                     run(suite, merge, seed, results)
+    merger.close()
 
 
 class Results:
@@ -126,7 +119,7 @@ def run(suite: Suite, merge: Merge, seed: int, results: Results) -> None:
         return
     order = suite.order(seed)
     with tempfile.TemporaryDirectory() as scratch:
-        merged, measured = make(suite, merge, order, Path(scratch), steps=True)
+        merged, measured = make(suite, merge, order, Path(scratch), steps=True, alone=seed == 0)
         made = [merged / f"steps/{step:02d}" for step in range(1, len(order))] + [merged]
         for row in rows:
             if row == merge.rows[0]:
@@ -142,8 +135,10 @@ def run(suite: Suite, merge: Merge, seed: int, results: Results) -> None:
                 shutil.rmtree(place)
 
 
-def make(suite: Suite, merge: Merge, order: list[str], scratch: Path, steps: bool) -> tuple[Path, dict[str, float]]:
-    """A merge by dopkit in a process of its own: its folder, CPU seconds and peak memory."""
+def make(
+    suite: Suite, merge: Merge, order: list[str], scratch: Path, steps: bool, alone: bool = False
+) -> tuple[Path, Measured]:
+    """A merge by dopkit: its folder, CPU seconds, and peak memory if it had a process `alone`."""
     recipe = {
         "base_model": str(suite.base.resolve()),
         "merge_method": merge.method,
@@ -153,9 +148,7 @@ def make(suite: Suite, merge: Merge, order: list[str], scratch: Path, steps: boo
     }
     place = Path(tempfile.mkdtemp(dir=scratch))
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = [str(place / "recipe.yaml"), str(place / "merged"), "steps" if steps else "end"]
-    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], check=True, capture_output=True, text=True)
-    return place / "merged", json.loads(done.stdout.splitlines()[-1])
+    return place / "merged", suite.merger.merge(place / "recipe.yaml", place / "merged", steps, alone)
 
 
 def score(suite: Suite, order: list[str], folders: list[Path], heads: Path) -> dict:

@@ -23,9 +23,9 @@ def models(merged: Path, base: Path, experts: list[Path], row: Row, out: Path) -
         name: entry["rule"]
         for name, entry in json.loads((merged / "dopkit_receipt.json").read_text())["tensors"].items()
     }
-    start = _backbone(base, rules)
+    start = backbone(base, rules)
     folders = []
-    others = _others(start, [_backbone(expert, rules) for expert in experts], row.other)
+    others = _others(start, [backbone(expert, rules) for expert in experts], row.other)
     # What is taken from the base is no part of what is scaled, nor of the norms.
     scaled = [name for name in start if row.other != "base" or not _is_other(rules[name])]
     norms = []
@@ -33,15 +33,15 @@ def models(merged: Path, base: Path, experts: list[Path], row: Row, out: Path) -
         source = merged if step == len(experts) else merged / f"steps/{step:02d}"
         weights = load_file(source / "model.safetensors")
         model = {name: weights[name] if not _is_other(rules[name]) else rest[name] for name in weights}
-        norms.append(_distance(_backbone(expert, rules), start, scaled))
+        norms.append(_distance(backbone(expert, rules), start, scaled))
         if row.scale == "norm" and step > 1 and (length := _distance(model, start, scaled)):
             scale = sum(norms) / step / length
             model |= {name: start[name] + scale * (model[name] - start[name]) for name in scaled}
-        folders.append(_write(out / f"{step:02d}", source, model))
+        folders.append(write(out / f"{step:02d}", source, model))
     return folders
 
 
-def _backbone(folder: Path, names: dict[str, str]) -> Weights:
+def backbone(folder: Path, names: dict[str, str]) -> Weights:
     """The tensors of a checkpoint under the base's names: an expert may have a prefix before them."""
     tensors = {
         name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()
@@ -75,7 +75,7 @@ def _distance(one: Weights, other: Weights, names: list[str]) -> float:
     return sum(float((one[name] - other[name]).double().square().sum()) for name in names) ** 0.5
 
 
-def _write(folder: Path, source: Path, weights: Weights) -> Path:
+def write(folder: Path, source: Path, weights: Weights) -> Path:
     folder.mkdir(parents=True)
     save_file(
         {name: tensor.contiguous() for name, tensor in weights.items()}, folder / "model.safetensors", {"format": "pt"}
