@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from dopkit.cli.output import json_option, merge_options, show_json
+from dopkit.cli.output import merge_options, show_json, watching_options
 from dopkit.cli.plan import show
-from dopkit.cli.push import push_options, read_options, refuse_options
+from dopkit.cli.push import publishing_options, read_publishing
 from dopkit.cli.run import report_result, result_data
 
 
@@ -40,12 +40,8 @@ class Setting(click.ParamType[tuple[str, Any]]):
 )
 @click.option("--plan", "only_plan", is_flag=True, help="Show what would happen; write nothing, download no weights.")
 @click.option("--from-experts", is_flag=True, help="Read the earlier models again, and merge all of them at once.")
-@click.option("--push-to-hub", is_flag=True, help="Publish the result on the Hub.")
-@click.option("--repo-id", metavar="USER/NAME", help="Where to publish (default: the repository that MERGED is).")
-@push_options
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
+@publishing_options
+@watching_options
 def add(
     merged: str,
     experts: tuple[str, ...],
@@ -53,8 +49,6 @@ def add(
     parameters: tuple[tuple[str, Any], ...],
     only_plan: bool,
     from_experts: bool,
-    push_to_hub: bool,
-    repo_id: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -65,10 +59,7 @@ def add(
     MERGED is a folder that dopkit made, or user/name on the Hub. It reads the base, MERGED and the new models,
     whatever came before. A folder is replaced once the new one is complete, unless -o names another.
     """
-    if push_to_hub:
-        how["push"] = read_options(how, repo_id, how["overwrite"])
-    else:
-        refuse_options(how, repo_id)
+    read_publishing(how)
     from dopkit import adding
     from dopkit.cli.progress import watch
     from dopkit.preparing import Options

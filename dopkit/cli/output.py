@@ -51,7 +51,12 @@ def merge_options(command: Command) -> Command:
     """The options of ``run`` and ``plan`` that decide how, not what, to merge."""
     for option in reversed(
         (
-            click.option("-o", "--out", metavar="FOLDER", help="Output folder (default: named after the recipe)."),
+            click.option(
+                "-o",
+                "--out",
+                metavar="FOLDER",
+                help="Output folder (default: named after the recipe; add: MERGED itself).",
+            ),
             click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute."),
             click.option("--max-memory", type=Size(), help="Most memory to use, as 4GB (default: what is free)."),
             click.option(
@@ -88,6 +93,19 @@ def json_option(command: Command) -> Command:
         return wanted
 
     return click.option("--json", "as_json", is_flag=True, callback=remember, help="Print JSON.")(command)
+
+
+def watching_options(command: Command) -> Command:
+    """What a long run prints."""
+    for option in reversed(
+        (
+            json_option,
+            click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+            click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor."),
+        )
+    ):
+        command = option(command)
+    return command
 
 
 def show_json(data: Any) -> None:

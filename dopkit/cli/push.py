@@ -32,6 +32,32 @@ def push_options(command: Command) -> Command:
     return command
 
 
+def publishing_options(command: Command) -> Command:
+    """Whether a merge is published when it is made, where, and how."""
+    for option in reversed(
+        (
+            click.option("--push-to-hub", is_flag=True, help="Publish the result on the Hub."),
+            click.option(
+                "--repo-id", metavar="USER/NAME", help="Where to publish (default: the recipe's repo_id; MERGED's own)."
+            ),
+            push_options,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def read_publishing(given: dict[str, Any]) -> None:
+    """Put ``push`` in the place of the options of ``publishing_options``, if they ask for one."""
+    wanted, repo_id = given.pop("push_to_hub"), given.pop("repo_id")
+    if wanted:
+        given["push"] = read_options(given, repo_id, given["overwrite"])
+        return
+    taken = {"repo_id": repo_id, **{name: given.pop(name) for name in _NAMES}}
+    if unread := [f"--{name.replace('_', '-')}" for name, value in taken.items() if value]:
+        raise click.UsageError(f"{', '.join(unread)} needs --push-to-hub")
+
+
 def read_options(given: dict[str, Any], repo_id: str | None, overwrite: bool) -> PushOptions:
     """Take the options of ``push_options`` out of ``given``."""
     from dopkit.publishing import PushOptions
@@ -40,13 +66,6 @@ def read_options(given: dict[str, Any], repo_id: str | None, overwrite: bool) ->
     if taken["create_pr"] and taken["revision"]:
         raise click.UsageError("--create-pr is made against main: leave out --revision")
     return PushOptions(repo_id, overwrite=overwrite, **{name: value for name, value in taken.items() if value})
-
-
-def refuse_options(given: dict[str, Any], repo_id: str | None) -> None:
-    """Without a push its options would have no effect."""
-    taken = {"repo_id": repo_id, **{name: given.pop(name) for name in _NAMES}}
-    if unread := [f"--{name.replace('_', '-')}" for name, value in taken.items() if value]:
-        raise click.UsageError(f"{', '.join(unread)} needs --push-to-hub")
 
 
 def report(pushed: Pushed) -> None:

@@ -7,24 +7,18 @@ from typing import Any
 import click
 
 from dopkit.cli.eval import show_scores
-from dopkit.cli.output import cut_as_published, json_option, merge_options, printable, show_json
-from dopkit.cli.push import push_options, read_options, refuse_options, report
+from dopkit.cli.output import cut_as_published, merge_options, printable, show_json, watching_options
+from dopkit.cli.push import publishing_options, read_publishing, report
 
 
 @click.command(short_help="Merge, or finish an interrupted merge.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
-@click.option("--push-to-hub", is_flag=True, help="Publish the merged model on the Hub.")
-@click.option("--repo-id", metavar="USER/NAME", help="Where to publish (default: the recipe's repo_id).")
-@push_options
-@json_option
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.option("-v", "--verbose", is_flag=True, help="Print a line for every tensor.")
+@publishing_options
+@watching_options
 def run(
     recipe: str,
     out: str | None,
-    push_to_hub: bool,
-    repo_id: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -36,10 +30,7 @@ def run(
     Everything is checked before a weight is downloaded or a file written. The output folder appears when it is
     complete.
     """
-    if push_to_hub:
-        how["push"] = read_options(how, repo_id, how["overwrite"])
-    else:
-        refuse_options(how, repo_id)
+    read_publishing(how)
     from dopkit import hub_recipes, pipeline
     from dopkit.cli.progress import watch
 

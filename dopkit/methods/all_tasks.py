@@ -7,6 +7,7 @@ ICML 2025, https://arxiv.org/abs/2503.08099; the closed form is dopkit's.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,7 +31,7 @@ class BaseAndSums:
     sums: TaskSums
 
 
-class AllTasks:
+class AllTasks(ABC):
     """What both share. One 2-D matrix; the result is the base plus the minimum over the models so far.
 
     * One model, or copies of one: that model, bit for bit.
@@ -38,13 +39,13 @@ class AllTasks:
     * A value that is not finite: MergeError.
     """
 
+    @abstractmethod
     def sides(self, ctx: Context) -> Sides:
         """The sides of the matrix, as it is stored, on which the distance to a task counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add(self, sums: TaskSums, tau: Tensor, norm: float, ctx: Context) -> dict[str, Any]:
         """Add a task vector of Frobenius norm ``norm`` > 0; return what is known of it for the receipt."""
-        raise NotImplementedError
 
     def ridge(self, ctx: Context) -> float:
         """How firmly the result is held to the mean of the task vectors, as ``TaskSums.fit`` has it."""
