@@ -77,7 +77,7 @@ def add(
     OutputError when ``merged`` is not a merge of dopkit's, PlanError when a model is in it already.
     """
     progress = progress or Progress()
-    wanted = _addition(merged, experts, out, options or Options(), parameters or {})
+    wanted = _addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
     output, options = wanted.output, wanted.options
     if options.tasks is not None:
         check_tasks(options.tasks)
@@ -107,8 +107,11 @@ def _addition(
     out: str | Path | None,
     options: Options,
     parameters: Mapping[str, Any],
+    from_experts: bool = False,
 ) -> Addition:
     old = earlier.look(merged)
+    if problems := _growth_problems(old, len(experts), from_experts):
+        raise PlanError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
     here = old.local and (out is None or Path(out).absolute() == old.folder)
     place = Path(old.ref.text) if here else Path(out) if out is not None else Path(str(old.ref.repo).rpartition("/")[2])
     if steps.saved(old.folder):  # once steps are kept, they go on being kept
@@ -137,6 +140,17 @@ def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str,
     if problems:
         raise RecipeError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
     return tuple(entries)
+
+
+def _growth_problems(old: EarlierMerge, more: int, from_experts: bool) -> list[Problem]:
+    """Why so many models cannot come in: the method takes fewer, or it must see all of them at once."""
+    method, most = old.recipe.method, old.recipe.method.most_models
+    if most is not None and len(old.recipe.models) + more > most:
+        return [Problem("", f"{method.name} takes {count(most, 'model')}, and {old.ref.short} holds them")]
+    if not method.grows and not from_experts:
+        what = f"{method.name} merges all models at once: what was merged does not tell what went in"
+        return [Problem("", what, "Read the earlier models again with --from-experts.")]
+    return []
 
 
 def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any]) -> list[Problem]:

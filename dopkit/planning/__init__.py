@@ -155,6 +155,7 @@ class Plan:
             "arithmetic": ARITHMETIC,
             "engine": engine,
             "method": [recipe.merge_method, recipe.parameters.in_force()],
+            "seed": (recipe.seed or 0) if recipe.method.random else None,
             "steps": [entry.parameters for entry in recipe.models],
             "donor": self.donor.state,
             "models": [source.state for source in self.models],

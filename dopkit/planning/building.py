@@ -6,7 +6,7 @@ What must be looked at outside (free disk, memory, the output folder) comes in a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dopkit import layout, methods
 from dopkit.errors import PlanError, Problem, count
@@ -89,6 +89,9 @@ def build(
     if not donor.source.complete:
         what = "offline, so tokenizer and other side files that are not in the cache are left out"
         work.notes.append(f"{donor.source.ref.short}: {what}")
+    if wanted.state and not recipe.method.grows:
+        what = f"{recipe.merge_method} merges all models at once: it keeps no state to go on from"
+        work.problems.append(Problem("", what, "Leave out --keep-state."))
     if not work.problems:
         if recipe.heads == "per-task":
             _keep_heads(work, wanted.continues)
@@ -201,6 +204,8 @@ def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) 
         rule = methods.EQUAL
     else:
         rule = recipe.method.rule_for(recipe.parameters, canonical, role, spec.shape)
+        if rule.fold and recipe.base_model is None:
+            rule = replace(rule, needs_base=False)  # of a method that has a use for a base, but needs none
     work.jobs.append(
         TensorJob(
             name=name,

@@ -82,7 +82,8 @@ class Recipe(_Frozen):
             return self
         entries = list(self.models)
         random.Random(self.seed or 0).shuffle(entries)
-        return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": None})
+        seed = (self.seed or 0) if self.method.random else None
+        return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": seed})
 
     def with_refs(self, pins: dict[ModelRef, ModelRef]) -> Recipe:
         """The same recipe with each reference that ``pins`` has, in whatever spelling, replaced by its pinned one."""
