@@ -12,6 +12,7 @@ from dopkit import layout, methods
 from dopkit.errors import PlanError, Problem, count
 from dopkit.planning import Continuation, Dropped, Head, Plan, TensorJob, matching, streaming
 from dopkit.planning import heads as planned_heads
+from dopkit.planning.adapters import adapter_bytes
 from dopkit.planning.matching import Model
 from dopkit.recipe import Recipe
 from dopkit.roles import Role
@@ -111,7 +112,8 @@ def build(
         dropped=tuple(work.dropped),
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
-        memory_bytes=max((job.working_bytes for job in ordered), default=0) + _AROUND_A_JOB,
+        memory_bytes=max((job.working_bytes + adapter_bytes(models, job) for job in ordered), default=0)
+        + _AROUND_A_JOB,
         keeps_steps=wanted.steps,
         keeps_state=wanted.state,
         continues=wanted.continues,

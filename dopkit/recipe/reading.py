@@ -49,6 +49,7 @@ _Settings = Annotated[dict[str, Any], BeforeValidator(_or_nothing({}))]
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
+    adapter: str | None = None
     parameters: _Settings = Field(default_factory=dict)
 
 
@@ -152,10 +153,21 @@ class _Reading:
             entry = _entry(value)
             if not isinstance(entry, dict):
                 continue  # _file has said so
-            ref = self._ref(entry.get("model"), ("models", index))
+            ref = self._model(entry, ("models", index))
             own = entry.get("parameters")
             if ref is not None:
                 yield index, ref, own if isinstance(own, dict) else {}
+
+    def _model(self, entry: dict[str, Any], path: YamlPath) -> refs.ModelRef | None:
+        """The model of an entry, with the adapter that stands beside it."""
+        ref, adapter = self._ref(entry.get("model"), path), self._ref(entry.get("adapter"), (*path, "adapter"))
+        if ref is None or adapter is None:
+            return ref
+        try:
+            return ref.with_adapter(adapter)
+        except ValueError as error:
+            self.add((*path, "adapter"), str(error))
+            return None
 
     def _ref(self, value: Any, path: YamlPath) -> refs.ModelRef | None:
         if not isinstance(value, str):

@@ -409,3 +409,16 @@ def test_a_file_of_zeros_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(caught.value).splitlines()[1:] == ["  line 1: not valid YAML: the character '\\x00' is not allowed"]
+
+
+def test_an_adapter_stands_beside_a_model() -> None:
+    text = "merge_method: average\nmodels:\n- model: ./a+b\n  adapter: user/x\n- model: user/b\n  adapter: ./y\n"
+    recipe = parse_recipe(text, folder="/r")
+    first, second = (entry.model for entry in recipe.models)
+    assert (first.folder, str(first.adapter)) == (Path("/r/a+b"), "user/x")
+    assert (second.repo, second.adapter and second.adapter.folder) == ("user/b", Path("/r/y"))
+    assert recipe.to_data(Path("/"))["models"] == [{"model": "./r/a+b", "adapter": "user/x"}, "user/b+./r/y"]
+    assert parse_recipe(recipe.to_yaml(Path("/r")), name=recipe.name, folder="/r").models[0] == recipe.models[0]
+    for adapter, said in (("user/c+user/d", "names an adapter of an adapter"), ("c:d", "is neither a Hub repository")):
+        with pytest.raises(RecipeError, match=f"line 4: .*{said}"):
+            parse_recipe(text.replace("user/x", adapter))
