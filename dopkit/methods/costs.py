@@ -130,3 +130,18 @@ def sums_bytes(sides: Sides, shape: tuple[int, ...]) -> int:
     *smaller, larger = _kept_sides(sides, shape)
     factors = 8 * (5 * m * n + 4 * larger**2 + 2.5 * sum(side**2 for side in smaller))
     return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000
+
+
+def covariance_effort(sides: Sides, shape: tuple[int, ...]) -> float:
+    """A task's two products, and a model's share of what is solved at the end."""
+    inputs = shape[-1] if sides.columns else shape[-2]
+    m, n = sorted(shape[-2:])
+    return 1.2e-10 * (2 * m * n * inputs + inputs**3 / 2 + m**3)
+
+
+def covariance_bytes(sides: Sides, shape: tuple[int, ...]) -> int:
+    """Upper estimate for two sets of sums and what is solved from them, or split into triplets; not measured."""
+    inputs = shape[-1] if sides.columns else shape[-2]
+    m, n = sorted(shape[-2:])
+    factors = 8 * (10 * m * n + 5 * inputs**2 + 3 * m * m)
+    return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000

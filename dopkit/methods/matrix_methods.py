@@ -7,7 +7,7 @@ from dopkit.methods.choices import OTHER, is_matrix
 from dopkit.methods.continual_parameters import MatrixParameters, NullspaceParameters, OpcmParameters, WudiParameters
 from dopkit.methods.dop_terms import sides_of
 from dopkit.methods.entry_methods import RuleFor
-from dopkit.methods.mergekit_rules import ISO_C, ISO_CTS, TSV
+from dopkit.methods.mergekit_rules import ACE, ISO_C, ISO_CTS, TSV
 from dopkit.methods.parameters import DopParameters, Parameters
 from dopkit.methods.rule import Method, Rule, Scale, Shape
 from dopkit.methods.rules import DOP_ADAM, DOP_ALL, DOP_EXACT, NULLSPACE, OPCM, SUM, WUDI
@@ -49,6 +49,12 @@ def _matrices(rule: Rule) -> RuleFor:
         return rule if is_matrix(name, role, shape, parameters.exclude) else OTHER[parameters.other]
 
     return rule_for
+
+
+def _rule_for_ace(parameters: Parameters, name: str, role: Role, shape: Shape) -> Rule:
+    assert isinstance(parameters, MatrixParameters)
+    matrix = is_matrix(name, role, shape, parameters.exclude)
+    return ACE[sides_of("v", role)] if matrix else OTHER[parameters.other]
 
 
 def _given_scale(parameters: Parameters) -> Scale | None:
@@ -106,6 +112,17 @@ METHODS = (
         needs_base=True,
         ordered=True,
         family=CONTINUAL,
+    ),
+    Method(
+        name="ace",
+        summary="task vectors weighted by the covariance of their rows, over all tasks at once",
+        parameters=spectral.AceParameters,
+        rule_for=_rule_for_ace,
+        paper="Xu et al., ACE-Merging: Data-Free Model Merging with Adaptive Covariance Estimation, CVPR 2026, "
+        "https://arxiv.org/abs/2603.02945",
+        needs_base=True,
+        ordered=False,
+        family=SPECTRA,
     ),
     Method(
         name="tsv",

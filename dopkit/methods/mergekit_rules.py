@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from dopkit.methods import costs
 from dopkit.methods.costs import copies, elementwise_effort
+from dopkit.methods.dop_terms import Sides
 from dopkit.methods.rule import Cut, Rule, Shape
 from dopkit.methods.rules import votes
 
@@ -111,3 +113,19 @@ TSV = Rule(
     state=lambda shape: {}, joint=True,
 )  # fmt: skip
 ISO_CTS = replace(TSV, name="iso cts", fold="dopkit.methods.spectral:IsoCts")
+
+
+def _covariances(sides: Sides, shape: Shape) -> dict[str, tuple[str, Shape]]:
+    outputs, inputs = shape[-2:] if sides.columns else shape[-2:][::-1]
+    sums = {"covariance": (inputs, inputs), "product": (outputs, inputs), "total": (outputs, inputs)}
+    parts = {**sums, **{f"even_{name}": one for name, one in sums.items()}, "numbers": (5,)}
+    return {name: ("F64", one) for name, one in parts.items()}
+
+
+ACE = {
+    sides: Rule(
+        "ace", "dopkit.methods.ace:Ace", Cut.MATRICES, True, partial(costs.covariance_bytes, sides),
+        partial(costs.covariance_effort, sides), float64=True, state=partial(_covariances, sides),
+    )
+    for sides in (Sides(True, False), Sides(False, True))
+}  # fmt: skip

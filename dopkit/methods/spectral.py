@@ -20,7 +20,7 @@ from dopkit.methods.finite import refuse_not_finite
 from dopkit.methods.fold import BaseAndTotal, Context
 from dopkit.methods.spectral_parameters import IsoCParameters, IsoCtsParameters, TsvParameters
 
-DEPENDENT = 1e-6  # singular value of unit vectors below which they depend on each other
+DEPENDENT = 1e-6  # what is below this beside vectors of length 1 is rounding: they depend on each other
 
 
 class IsoC:
@@ -72,8 +72,9 @@ class Tsv:
 class IsoCts:
     """Iso-C, where a share of the directions is each task's own: of what the common ones leave of its task vector.
 
-    D = U V^T times the mean of the singular values of the k common triplets and of the (r - k) / T of each task, U and
-    V their vectors made orthogonal together, r the smaller side, k = floor(common_share r); W = W0 + lambda D.
+    D = U V^T times the mean of the singular values of the k common triplets and of the s of each of T tasks, U and
+    V their vectors made orthogonal together, r the smaller side, s = (r - floor(common_share r)) / T, rounded, and
+    k = r - s T; W = W0 + lambda D.
     """
 
     def merge(self, base: Tensor | None, tensors: Sequence[Tensor], contexts: Sequence[Context]) -> Tensor:
@@ -85,7 +86,7 @@ class IsoCts:
         for tensor in tensors[1:]:
             total += _delta(base, tensor)
         number = min(base.shape)
-        own = int((number - int(parameters.common_share * number)) / len(tensors))
+        own = round((number - int(parameters.common_share * number)) / len(tensors))
         common = _leading(_triplets(total), number - own * len(tensors))
         del total
         kept = [common]
@@ -93,7 +94,7 @@ class IsoCts:
             delta = _delta(base, tensor)
             rest = delta - common.left @ (common.left.mT @ delta)
             # What rounding leaves of a task vector that the common directions hold is none of its own.
-            small = float(rest.norm()) <= 1e-10 * float(delta.norm())
+            small = float(rest.norm()) <= DEPENDENT * float(delta.norm())
             kept.append(_leading(_triplets(rest), 0 if small else own))
         together = _joined(kept)
         return _flattened(

@@ -35,3 +35,18 @@ class IsoCtsParameters(MatrixParameters):
         le=1,
         description="share of the directions that the sum of the task vectors has; tasks share the rest",
     )
+
+
+class AceParameters(MatrixParameters):
+    """The published ones, but for what becomes of GPT-2 and RoBERTa, for which epsilon was 4e-2 and 2e-4."""
+
+    epsilon: float = Field(1e-5, gt=0, description="added to the diagonal of every task's covariance")
+    gamma: float = Field(
+        0.3, ge=0, description="relative variance of the task vectors' sizes above which they are evened out"
+    )
+    k_share: float = Field(
+        0.3, ge=0, le=1, description="share of the directions that are strengthened where sizes are evened out"
+    )
+
+    def without_state(self) -> tuple[Self, str] | None:
+        return self, LOST

@@ -50,6 +50,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Role]] = {
     "multislerp": ("multislerp", {"weight": 0.7}, Role.LINEAR),
     "model-stock": ("model_stock", {}, Role.LINEAR),
     "model-stock-rows": ("model_stock", {"filter_wise": True}, Role.LINEAR),
+    "ace": ("ace", {}, Role.LINEAR),
+    "ace-conv1d": ("ace", {"gamma": 0.0}, Role.CONV1D),
     "iso-c": ("iso_c", {"lambda": 1.3}, Role.LINEAR),
     "nullspace": ("nullspace", {}, Role.LINEAR),
     "nullspace-conv1d": ("nullspace", {"svd_epsilon": 1.0}, Role.CONV1D),

@@ -95,6 +95,7 @@ def test_the_built_in_methods() -> None:
         "arcee_fusion": (True, False, 1),
         "sce": (True, False, 1),
         "tsv": (True, False, 1),
+        "ace": (True, False, 1),
         "iso_c": (True, False, 1),
         "iso_cts": (True, False, 1),
     }

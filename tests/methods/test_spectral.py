@@ -86,3 +86,44 @@ def test_iso_cts_with_everything_common_is_iso_c() -> None:
     base, models = family(6, 9)
     one, other = merged("iso_cts", base, models, common_share=1.0), merged("iso_c", base, models)
     assert distance(one, other, base) < 1e-5
+
+
+def ace(base: torch.Tensor, models: list[torch.Tensor], gamma: float, epsilon: float, share: float) -> torch.Tensor:
+    """The method with all task vectors in hand, by its formulas, in float64."""
+    taus = [(model - base).double() for model in models]
+    centred = [tau - tau.mean(0) for tau in taus]
+    covariances = [one.T @ one for one in centred]
+    sizes = torch.tensor([float(tau.square().sum()) for tau in taus], dtype=torch.float64)
+    uneven = bool(sizes.log().var() / sizes.log().mean() ** 2 > gamma)
+    traces = [float(one.trace()) for one in covariances]
+    scaled = [one / trace if uneven else one for one, trace in zip(covariances, traces, strict=True)]
+    unit = torch.eye(base.shape[1], dtype=torch.float64)
+    ridged = [one + epsilon / (trace if uneven else 1) * unit for one, trace in zip(scaled, traces, strict=True)]
+    prior = sum(scaled).mean(0, keepdim=True) / (sizes.mean() if uneven else 1)
+    merged = sum(tau @ one for tau, one in zip(taus, ridged, strict=True)) @ torch.linalg.inv(sum(ridged) + prior)
+    if uneven:
+        mean = sum(ridged) / len(taus)
+        rest = sum(tau @ (one - mean) for tau, one in zip(taus, scaled, strict=True)) + merged
+        left, values, right = torch.linalg.svd(rest, full_matrices=False)
+        rank = int(share * len(values))
+        merged = merged + values[:rank].mean() * left[:, :rank] @ right[:rank]
+    return base.double() + merged
+
+
+@pytest.mark.parametrize(("shape", "gamma"), [((9, 6), 10.0), ((6, 9), 10.0), ((9, 6), 0.0), ((6, 9), 0.0)])
+def test_ace_one_by_one_is_all_at_once(shape: tuple[int, int], gamma: float) -> None:
+    """Whether the sizes of the task vectors are evened out or not."""
+    base, models = family(*shape, count=4, dtype=torch.float64)
+    models = [base + factor * (model - base) for factor, model in zip((1, 3, 0.5, 2), models, strict=True)]
+    found = merged("ace", base, models, gamma=gamma, epsilon=1e-3, k_share=0.5)
+    assert distance(found, ace(base, models, gamma, 1e-3, 0.5), base) < 1e-6
+
+
+def test_ace_of_a_transposed_layer_is_the_transposed_merge() -> None:
+    """GPT-2's layers have their inputs first."""
+    base, models = family(6, 9, dtype=torch.float64)
+    method = methods.find("ace")
+    parameters = method.parameters.model_validate({"gamma": 0.0})
+    rule = method.rule_for(parameters, "w", Role.CONV1D, (9, 6))
+    found = fold(rule, parameters, base.T.contiguous(), [model.T.contiguous() for model in models], Role.CONV1D)[0]
+    assert torch.allclose(found.T, merged("ace", base, models, gamma=0.0), atol=1e-12)
