@@ -124,6 +124,8 @@ def _addition(
     from_experts: bool,
 ) -> Addition:
     old = earlier.look(merged)
+    if problems := _growth_problems(old, len(experts), from_experts):
+        raise PlanError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
     entries = _entries(old, experts, parameters)
     here = old.local and (out is None or Path(out).resolve() == old.folder.resolve())
     place = _own_folder(old) if here else Path(out) if out is not None else Path(str(old.ref.repo).rpartition("/")[2])
@@ -175,6 +177,17 @@ def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str,
     if problems:
         raise RecipeError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
     return tuple(entries)
+
+
+def _growth_problems(old: EarlierMerge, more: int, from_experts: bool) -> list[Problem]:
+    """Why so many models cannot come in: the method takes fewer, or it must see all of them at once."""
+    method, most = old.recipe.method, old.recipe.method.most_models
+    if most is not None and len(old.recipe.models) + more > most:
+        return [Problem("", f"{method.name} takes {count(most, 'model')}, and {old.ref.short} holds them")]
+    if not method.grows and not from_experts:
+        what = f"{method.name} merges all models at once: what was merged does not tell what went in"
+        return [Problem("", what, "Read the earlier models again with --from-experts.")]
+    return []
 
 
 def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any]) -> list[Problem]:

@@ -48,7 +48,8 @@ def assess(folder: Path, tasks: str | Path, options: Options, progress: Progress
     sources = _on_disk(folder)
     if sources and "relations" not in receipt.read(folder):
         _relate(folder, options, progress)
-    evaluation = evaluate_model(folder, tasks, options.device, sources=sources, progress=progress)
+    loadable = sources and all(ref.adapter is None for ref in load_recipe(folder / receipt.RECIPE_FILE).refs)
+    evaluation = evaluate_model(folder, tasks, options.device, sources=loadable, progress=progress)
     written = report.write(folder)
     return Assessment(evaluation, written, receipt.read(folder))
 

@@ -17,6 +17,7 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.errors import count
 from dopkit.planning import Plan
 from dopkit.receipt import Receipt
+from dopkit.refs import ModelRef
 from dopkit.units import show_seconds, show_size
 
 # What a class is for: the end of its name, the Hub's task, the Auto class that loads it.
@@ -102,7 +103,8 @@ def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name:
 
 
 def _metadata(plan: Plan, sources: Sequence[SourceCard], class_name: str | None) -> dict[str, Any]:
-    repos = dict.fromkeys(source.ref.repo for source in (plan.donor, *plan.merged_models) if source.ref.repo)
+    refs = [part for source in (plan.donor, *plan.merged_models) for part in source.ref.parts]
+    repos = dict.fromkeys(ref.repo for ref in refs if ref.repo)
     data: dict[str, Any] = {}
     if repos:
         data["base_model"] = list(repos)
@@ -152,13 +154,17 @@ def _models(plan: Plan) -> str:
     rows = ["| | model | commit |", "|---|---|---|"]
     base = [("base", plan.donor)] if plan.recipe.base_model is not None else []
     for label, source in [*base, *((str(step), source) for step, source in enumerate(plan.merged_models, start=1))]:
-        if source.ref.repo:
-            link = f"[{source.ref.repo}](https://huggingface.co/{source.ref.repo})"
-            rows.append(f"| {label} | {link} | `{source.identity[:12]}` |")
-        else:
-            rows.append(f"| {label} | a local folder, `{source.ref.name}` | |")
+        places, commits = zip(*map(_place, source.ref.parts), strict=True)
+        rows.append(f"| {label} | {' + '.join(places)} | {' + '.join(filter(None, commits))} |")
     order = "" if plan.seed is None else f"\n\nThe order was drawn with seed {plan.seed}."
     return "\n".join(rows) + order
+
+
+def _place(ref: ModelRef) -> tuple[str, str]:
+    """Where a model, a base or an adapter is, and at which commit."""
+    if ref.repo:
+        return f"[{ref.repo}](https://huggingface.co/{ref.repo})", f"`{(ref.revision or '')[:12]}`"
+    return f"a local folder, `{ref.name}`", ""
 
 
 def addressed(text: str, repo_id: str) -> str:
@@ -198,7 +204,7 @@ def _labels(head: Mapping[str, Any]) -> str:
 def _again(plan: Plan) -> str:
     if plan.continues and plan.continues.inexact:
         return f"It was made in several merges, and the recipe in one gives something else: {plan.continues.inexact}."
-    if all(source.ref.repo for source in (plan.donor, *plan.merged_models)):
+    if not any(source.ref.local for source in (plan.donor, *plan.merged_models)):
         return f"Every model is named at the commit that was merged: `dopkit run {receipt.RECIPE_FILE}` makes it again."
     return "Some of the sources are local folders: only who has them can make it again."
 

@@ -50,6 +50,14 @@ class DopkitError(Exception):
         what = ": ".join(part for part in (self.headline, first.place, first.what) if part)
         return Problem("", what, first.remedy)
 
+    def as_problems(self) -> list[Problem]:
+        """Each thing that is wrong as one problem among others, the headline before it."""
+        if len(self.problems) < 2:
+            return [self.as_problem()]
+        return [
+            Problem(": ".join(filter(None, (self.headline, one.place))), one.what, one.remedy) for one in self.problems
+        ]
+
     def __str__(self) -> str:
         return "\n".join([self.headline, *(f"  {problem}" for problem in self.problems)])
 

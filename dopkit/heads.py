@@ -17,7 +17,7 @@ import torch
 
 from dopkit import skeleton
 from dopkit.checkpoints import Checkpoint
-from dopkit.checkpoints.reading import bytes_of, read_header
+from dopkit.checkpoints.reading import bytes_of, read_header, torch_dtype
 from dopkit.engine.announcing import Read, announce
 from dopkit.errors import CheckpointError, OutputError, Problem, VerificationError, count
 from dopkit.planning import BLOCK_ELEMENTS, Head, Plan
@@ -162,8 +162,8 @@ def _parts(head: Head, model: Checkpoint) -> Iterator[bytes | memoryview]:
         "config": json.dumps(dict(head.config), ensure_ascii=False),
     }
     yield build_header([(spec.name, spec.dtype, spec.shape) for spec in head.tensors], facts)
-    for _, _, block in _blocks(head, model):
-        yield bytes_of(block)
+    for _, name, block in _blocks(head, model):
+        yield bytes_of(block.to(torch_dtype(model.specs[name].dtype)))  # an adapter's comes in float32
 
 
 def _failed(path: Path, error: OSError) -> OutputError:

@@ -128,7 +128,8 @@ def _finish(
     kept = heads.records(folder, made)
     done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified, scale, kept, earlier)
     recipe_yaml = made.whole_recipe.to_yaml(prepared.output.path.absolute())
-    cards = [card.source_card(checkpoint) for checkpoint in sources.distinct]
+    parts = {part.ref.key: part for checkpoint in sources.distinct for part in checkpoint.sources}
+    cards = [card.source_card(part) for part in parts.values()]
     write_text(folder / receipt.RECIPE_FILE, recipe_yaml)
     write_text(
         folder / card.CARD_FILE, card.render(made, done, cards, backbone or donor.skeleton.class_name, recipe_yaml)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dopkit import hub, skeleton
-from dopkit.checkpoints import Checkpoint, OnlyPickles, open_checkpoint
-from dopkit.errors import DopkitError, Problem
-from dopkit.planning import Source
+from dopkit import hub, refs, skeleton
+from dopkit.checkpoints import AdapterCheckpoint, Checkpoint, IsAdapter, OnlyPickles, Shelf, base_named
+from dopkit.errors import CheckpointError, DopkitError, Problem
+from dopkit.planning import Adapted, Source
 from dopkit.planning.matching import Model
 from dopkit.planning.towers import tower_config
 from dopkit.progress import Progress
@@ -31,27 +31,81 @@ def open_all(
     A model that must be downloaded before it can be opened is, with ``download``, if nothing else is wrong.
     """
     progress.stage("reading headers")
+    shelf = _Shelf(recipe, pins)
     opened: dict[ModelRef, Checkpoint] = {}
     problems: list[Problem] = []
     pickled: dict[ModelRef, OnlyPickles] = {}
     for ref in recipe.refs:
         try:
-            opened[ref] = open_checkpoint(pins.get(ref) or hub.pin(ref))
+            opened[ref] = shelf.open(ref)
         except OnlyPickles as found:
             pickled[ref] = found
         except DopkitError as error:
-            problems.append(error.as_problem())
+            problems += error.as_problems()
     problems += _no_room(pickled)
     if problems or not download:
-        return opened, [*problems, *(unread.as_problem() for unread in pickled.values())]
+        problems += [unread.as_problem() for unread in pickled.values()]
+        pickled = {}
     for ref, unread in pickled.items():
-        progress.note(f"{unread.ref.short} has no safetensors: downloading {unread.size} before it can be planned")
         try:
-            unread.fetch()
-            opened[ref] = open_checkpoint(unread.ref)
+            opened[ref] = shelf.open_with_pickles(ref, unread, progress)
         except DopkitError as error:
-            problems.append(error.as_problem())
-    return opened, problems
+            problems += error.as_problems()
+    return {ref: shelf.latest(checkpoint) for ref, checkpoint in opened.items()}, problems
+
+
+class _Shelf(Shelf):
+    """Opens what a recipe names: pinned, and an adapter that stands alone on the base of the recipe or on its own."""
+
+    def __init__(self, recipe: Recipe, pins: Mapping[ModelRef, ModelRef]) -> None:
+        super().__init__()
+        self._recipe = recipe
+        self._pins = pins
+        self._bases: dict[ModelRef, ModelRef] = {}  # what was pinned before: a base that several adapters name
+
+    def open(self, ref: ModelRef) -> Checkpoint:
+        pinned = self._pins.get(ref) or hub.pin(ref)
+        try:
+            return super().open(pinned)
+        except IsAdapter:
+            if ref == self._recipe.base_model:
+                raise
+        base = self._recipe.base_model or _named_base(pinned)
+        if base not in self._bases:
+            self._bases[base] = self._pins.get(base) or hub.pin(base)
+        return super().open(self._bases[base].with_adapter(pinned))
+
+    def open_with_pickles(self, ref: ModelRef, unread: OnlyPickles, progress: Progress) -> Checkpoint:
+        """The model, with the files downloaded that it cannot be opened without: of an adapter and of its base."""
+        while True:
+            what = f"{unread.ref.short} has no safetensors: downloading {unread.size} before it can be planned"
+            progress.note(what)
+            unread.fetch()
+            try:
+                return self.open(ref)
+            except OnlyPickles as another:
+                unread = another
+
+
+def _named_base(adapter: ModelRef) -> ModelRef:
+    """The model that an adapter says it was trained on; of a folder of our own that may be a folder as well.
+
+    Raises CheckpointError when it says nothing that can be gone by.
+    """
+    name, revision = base_named(adapter)
+    remedy = "Give the recipe a base_model, or name the base before the adapter: user/base+user/adapter."
+    if name is None:
+        what = "neither the recipe nor its adapter_config.json names its base"
+        raise CheckpointError(f"{adapter.short} is an adapter", [Problem("", what, remedy)])
+    try:
+        base = refs.parse(f"{name}@{revision}" if revision else name, Path())
+    except ValueError:
+        base = None
+    local = adapter.folder is not None and Path(name).is_absolute()
+    if base is None or base.adapter is not None or (base.repo is None and not local):
+        what = f"the base that it names is no repository of the Hub: {name!r}"
+        raise CheckpointError(f"{adapter.short} is an adapter", [Problem("", what, remedy)])
+    return base
 
 
 def _no_room(pickled: Mapping[ModelRef, OnlyPickles]) -> list[Problem]:
@@ -117,6 +171,24 @@ def _of_backbone(model: Model, canonical: str) -> bool:
 def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
     nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    facts = (checkpoint.identity, checkpoint.state, nbytes, checkpoint.download_bytes, checkpoint.notes)
-    source = Source(checkpoint.ref, *facts, complete=checkpoint.complete, missing=checkpoint.missing)
+    source = _source(checkpoint, nbytes)
     return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes, headless))
+
+
+def _source(checkpoint: Checkpoint, nbytes: int) -> Source:
+    """What the plan records of an opened model."""
+    adapted, own = None, checkpoint
+    if isinstance(checkpoint, AdapterCheckpoint):
+        adapted = Adapted(_source(checkpoint.base, nbytes), checkpoint.factors, checkpoint.whole)
+        own = checkpoint.adapter
+    return Source(
+        checkpoint.ref,
+        checkpoint.identity,
+        checkpoint.state,
+        nbytes,
+        own.download_bytes,
+        checkpoint.notes,
+        complete=checkpoint.complete,
+        missing=own.missing,
+        adapted=adapted,
+    )

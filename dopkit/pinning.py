@@ -11,11 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from dopkit import refs
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.writer import OutputFolder, read_journal
 
-_RECIPE, _PINS = "recipe", "pins"
+_RECIPE, _PINS, _BASES = "recipe", "pins", "bases"
 
 
 def remembered(recipe: Recipe, output: OutputFolder) -> dict[ModelRef, ModelRef]:
@@ -24,16 +25,43 @@ def remembered(recipe: Recipe, output: OutputFolder) -> dict[ModelRef, ModelRef]
     if not lines or lines[0].get(_RECIPE) != _digest(recipe) or not isinstance(lines[0].get(_PINS), dict):
         return {}
     pins: dict[str, Any] = lines[0][_PINS]
-    found = {ref: ref.at(str(pins[ref.text])) for ref in recipe.refs if ref.repo and ref.text in pins}
-    return {ref: pin for ref, pin in found.items() if pin.pinned}
+    bases = lines[0].get(_BASES)
+    found = {ref: _pinned(ref, pins, bases if isinstance(bases, dict) else {}) for ref in recipe.refs}
+    return {ref: pin for ref, pin in found.items() if pin is not None and pin != ref}
+
+
+def _pinned(ref: ModelRef, pins: dict[str, Any], bases: dict[str, Any]) -> ModelRef | None:
+    """The ref with every part at the commit it had; None where one is not known."""
+    own, adapter = _at(ref.without_adapter, pins), ref.adapter and _at(ref.adapter, pins)
+    if own is None or (ref.adapter is not None and adapter is None):
+        return None
+    if ref.adapter is None and ref.text in bases:  # an adapter that was named alone
+        base = refs.parse(str(bases[ref.text]), Path())
+        return base.with_adapter(own) if base.pinned else None
+    return own if adapter is None else own.with_adapter(adapter)
+
+
+def _at(ref: ModelRef, pins: dict[str, Any]) -> ModelRef | None:
+    if ref.repo is None or ref.pinned:
+        return ref
+    pin = ref.at(str(pins[ref.text])) if ref.text in pins else None
+    return pin if pin is not None and pin.pinned else None
 
 
 def to_remember(recipe: Recipe, pinned: Recipe) -> dict[str, Any]:
     """What the journal of a merge says of its refs. ``recipe`` is as it was given, its order drawn."""
     given = [recipe.donor, *(entry.model for entry in recipe.models)]
     now = [pinned.donor, *(entry.model for entry in pinned.models)]
-    pins = {ref.text: pin.revision for ref, pin in zip(given, now, strict=True) if ref.repo and not ref.pinned}
-    return {_RECIPE: _digest(recipe), _PINS: pins}
+    pins: dict[str, str | None] = {}
+    bases: dict[str, str] = {}
+    for ref, pin in zip(given, now, strict=True):
+        parts = [(ref.without_adapter, pin.without_adapter), (ref.adapter, pin.adapter)]
+        if ref.adapter is None and pin.adapter is not None:
+            parts = [(ref, pin.adapter)]
+            if recipe.base_model is None:  # it named its base itself
+                bases[ref.text] = pin.without_adapter.text
+        pins |= {one.text: two.revision for one, two in parts if one and two and one.repo and not one.pinned}
+    return {_RECIPE: _digest(recipe), _PINS: pins, **({_BASES: bases} if bases else {})}
 
 
 def _digest(recipe: Recipe) -> str:

@@ -51,16 +51,39 @@ class ModelRef:
     @property
     def short(self) -> str:
         """The text, with a commit cut to seven digits."""
-        if self.revision is None or not self.pinned:
-            return self.text
-        return self._with_adapter(
-            f"{self.repo}@{self.revision[:7]}", "" if self.adapter is None else self.adapter.short
-        )
+        if self.adapter is not None:
+            return f"{self.without_adapter.short}+{self.adapter.short}"
+        return f"{self.repo}@{self.revision[:7]}" if self.revision is not None and self.pinned else self.text
 
     @property
     def name(self) -> str:
         """The repository, or the last part of the folder: enough for a reader, and no path of this machine."""
-        return self.repo or (self.folder.name if self.folder else self.text)
+        own = self.repo or (self.folder.name if self.folder else self.text)
+        return self._with_adapter(own, "" if self.adapter is None else self.adapter.name)
+
+    @property
+    def parts(self) -> tuple[ModelRef, ...]:
+        """The model, or the base and the adapter."""
+        return (self,) if self.adapter is None else (self.without_adapter, self.adapter)
+
+    @property
+    def without_adapter(self) -> ModelRef:
+        """The base that the adapter is applied to; the model itself where there is none."""
+        if self.adapter is None:
+            return self
+        base = (
+            f"{self.repo}@{self.revision}"
+            if self.revision
+            else self.repo or self.text.removesuffix(f"+{self.adapter.text}")
+        )
+        return replace(self, text=base, adapter=None)
+
+    def with_adapter(self, adapter: ModelRef) -> ModelRef:
+        """This model with an adapter applied. Raises ValueError when either has one already."""
+        text = f"{self.text}+{adapter.text}"
+        if self.adapter is not None or adapter.adapter is not None:
+            raise ValueError(f"{text!r} names an adapter of an adapter")
+        return replace(self, text=text, adapter=adapter)
 
     def at(self, commit: str) -> ModelRef:
         """The same Hub repository at one commit (40 hexadecimal digits)."""
@@ -74,8 +97,13 @@ class ModelRef:
             return path if path in (".", "..") or path.startswith("../") else f"./{path}"
         if self.adapter is None:
             return self.text
-        base = self.repo if self.revision is None else f"{self.repo}@{self.revision}"
-        return f"{base}+{self.adapter.written_from(folder)}"
+        return f"{self.without_adapter.text}+{self.adapter.written_from(folder)}"
+
+    def written_in_parts(self, folder: Path) -> tuple[str, str | None]:
+        """The same as a model and the adapter beside it, where one text cannot hold both: behind a folder's name."""
+        if self.folder is None or self.adapter is None:
+            return self.written_from(folder), None
+        return self.without_adapter.written_from(folder), self.adapter.written_from(folder)
 
     def _with_adapter(self, base: str, adapter: str) -> str:
         return base if self.adapter is None else f"{base}+{adapter}"
@@ -85,7 +113,7 @@ def parse(text: str, root: Path) -> ModelRef:
     """Read a reference; a relative folder is meant from ``root``. Raises ValueError with what is wrong.
 
     ``..`` is taken back by its spelling, without a look at what a symbolic link points to. A folder's name may
-    hold a ``+`` or an ``@``; an adapter can only be written behind a Hub repository.
+    hold a ``+`` or an ``@``, so an adapter can only be written behind a Hub repository; see ``with_adapter``.
     """
     text = text.strip()
     if not text.isprintable():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dopkit.refs import ModelRef
 
@@ -16,14 +16,19 @@ def short_names(refs: Sequence[ModelRef]) -> tuple[str, ...]:
     last = [_parts(ref)[-1] for ref in refs]
     often = Counter(last)
     longer = [name if often[name] == 1 else "--".join(_parts(ref)[-2:]) for ref, name in zip(refs, last, strict=True)]
-    names: list[str] = []
-    for name in longer:
+    return told_apart(longer)
+
+
+def told_apart(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, with a number behind each that has been there before."""
+    apart: list[str] = []
+    for name in names:
         number, own = 1, name
-        while own in names:
+        while own in apart:
             number += 1
             own = f"{name}-{number}"
-        names.append(own)
-    return tuple(names)
+        apart.append(own)
+    return tuple(apart)
 
 
 def _parts(ref: ModelRef) -> list[str]:

@@ -111,10 +111,23 @@ def test_an_adapter_is_applied_to_a_hub_repository() -> None:
     pinned = ref.at(COMMIT)
     assert (str(pinned), pinned.short) == (f"user/base@{COMMIT}+./adapter", "user/base@0123456+./adapter")
     assert ref.key == parse("user/base@v1+./x/../adapter").key
+    assert [str(part) for part in ref.parts] == ["user/base@v1", "./adapter"]
+    assert parse("user/base").with_adapter(parse("./adapter")) == parse("user/base+./adapter")
+    assert ref.written_in_parts(Path("/data")) == ("user/base@v1+./recipes/adapter", None)
     with pytest.raises(ValueError, match="'a/b\\+c/d\\+e/f' names an adapter of an adapter"):
         parse("a/b+c/d+e/f")
+    with pytest.raises(ValueError, match="names an adapter of an adapter"):
+        ref.with_adapter(parse("c/d"))
     with pytest.raises(ValueError, match="^'' is neither"):
         parse("user/base+")
+
+
+def test_an_adapter_is_applied_to_a_folder_whose_name_may_hold_a_plus() -> None:
+    base = parse("./a+b")
+    ref = base.with_adapter(parse("user/adapter@v1"))
+    assert (base.adapter, ref.folder, ref.local, ref.name) == (None, ROOT / "a+b", True, "a+b+user/adapter")
+    assert (str(ref), ref.parts) == ("./a+b+user/adapter@v1", (base, parse("user/adapter@v1")))
+    assert ref.written_in_parts(ROOT.parent) == ("./recipes/a+b", "user/adapter@v1")
 
 
 def test_two_spellings_of_one_model_have_one_key() -> None:

@@ -126,8 +126,13 @@ def test_adapter_as_a_model(run: Run, models: Path) -> None:
     (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
     save_file({"lora_A": torch.ones(2, 2)}, adapter / "adapter_model.safetensors")
     result = run(RECIPE.replace("./e0", "./adapter"))
+    assert result.stderr.splitlines() == [
+        "cannot merge: 1 problem",
+        "  ./adapter cannot be merged as a model: adapter_config.json names no peft_type",
+        "    Merge it into its base with PEFT (merge_and_unload, then save_pretrained) and name the result.",
+    ]
+    result = run(RECIPE.replace("./base", "./adapter"))
     assert "it is an adapter (adapter_config.json), not a whole model" in result.stderr
-    assert "merge_and_unload" in result.stderr
 
 
 def test_another_base(run: Run, models: Path) -> None:

@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from dopkit.checkpoints.adapter import AdapterCheckpoint, base_named, open_adapter
 from dopkit.checkpoints.checkpoint import Checkpoint
+from dopkit.checkpoints.files import IsAdapter
 from dopkit.checkpoints.folder import open_folder
 from dopkit.checkpoints.pickles import OnlyPickles
 from dopkit.checkpoints.repository import open_repository
-from dopkit.errors import CheckpointError, Problem
+from dopkit.checkpoints.shared import Shared
 from dopkit.refs import ModelRef
 
-__all__ = ["Checkpoint", "OnlyPickles", "open_checkpoint"]
+__all__ = ["AdapterCheckpoint", "Checkpoint", "IsAdapter", "OnlyPickles", "Shelf", "base_named", "open_checkpoint"]
 
 
 def open_checkpoint(ref: ModelRef) -> Checkpoint:
-    """Open a model from its headers alone; a Hub ref must be pinned. Raises CheckpointError, HubError."""
-    if ref.adapter is not None:
-        remedy = "Apply the adapter first (peft: merge_and_unload, then save_pretrained) and name the result."
-        raise CheckpointError(f"{ref}: adapters cannot be merged as models yet", [Problem("", "", remedy)])
-    return open_folder(ref, ref.folder) if ref.folder is not None else open_repository(ref)
+    """Open a model from its headers alone; a Hub ref must be pinned. Raises CheckpointError, HubError.
+
+    IsAdapter says that there is an adapter alone, of which a base must be named.
+    """
+    return Shelf().open(ref)
+
+
+class Shelf:
+    """Models that are opened to be read together: what several adapters stand on is opened and read once."""
+
+    def __init__(self) -> None:
+        self._plain: dict[tuple[str, ...], Checkpoint] = {}
+        self._shared: dict[tuple[str, ...], Shared] = {}
+
+    def open(self, ref: ModelRef) -> Checkpoint:
+        """See ``open_checkpoint``. What was opened before as it is must be taken again from ``latest``."""
+        if ref.adapter is None:
+            return self._open_plain(ref)
+        base = self._open_plain(ref.without_adapter)
+        return open_adapter(ref, self._shared.setdefault(base.ref.key, Shared(base)))
+
+    def _open_plain(self, ref: ModelRef) -> Checkpoint:
+        if ref.key not in self._plain:
+            self._plain[ref.key] = open_folder(ref, ref.folder) if ref.folder is not None else open_repository(ref)
+        return self._plain[ref.key]
+
+    def latest(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same model, read together with the adapters that were opened on it."""
+        return self._shared.get(checkpoint.ref.key, checkpoint)

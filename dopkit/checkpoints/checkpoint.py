@@ -6,7 +6,7 @@ Nothing here knows other models, roles or methods.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     import torch
 
 
+Read = tuple["Checkpoint", str, tuple[int, int] | None]  # no rows: the whole tensor
+
+
 class Checkpoint(ABC):
     """An opened model. Opening reads headers, never weights."""
 
     streams = False  # whether reads come over the network
+    remembers = False  # whether the same read again, with no other in between, costs nothing
 
     def __init__(
         self,
@@ -60,6 +64,15 @@ class Checkpoint(ABC):
 
     def fetch(self) -> None:  # noqa: B027 - a folder has nothing to fetch
         """Make the weights readable; called once, after the plan is accepted. Raises HubError."""
+
+    @property
+    def sources(self) -> tuple[Checkpoint, ...]:
+        """What the model is read from, each downloaded by itself: an adapter and its base are two."""
+        return (self,)
+
+    def reads(self, name: str, rows: tuple[int, int] | None) -> Iterator[Read]:
+        """What reading a tensor, or some rows of it, reads of which source."""
+        yield self, name, rows
 
     def expect(self, reads: Sequence[tuple[str, tuple[int, int] | None]], budget: int) -> None:  # noqa: B027
         """What is going to be read, in this order, and how many bytes of it may be held in memory ahead of time.

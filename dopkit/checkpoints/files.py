@@ -23,6 +23,10 @@ _WEIGHTS = (
     ("pytorch_model.bin.index.json", PICKLE),
 )
 
+Names = tuple[tuple[str, str], ...]  # of weight files, the first that is there counts, with their kind
+MODEL: Names = _WEIGHTS
+ADAPTER: Names = (("adapter_model.safetensors", SAFETENSORS), ("adapter_model.bin", PICKLE))
+
 _SIDE_FILES = (
     "generation_config.json",
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
@@ -45,19 +49,30 @@ class WeightFiles:
     files: tuple[str, ...]  # () with an index: it says which
 
 
-def find_weights(names: Collection[str], shown: str) -> WeightFiles:
-    """Pick the weight files out of a model's file names. Raises CheckpointError saying what was found instead."""
-    for name, kind in _WEIGHTS:
+class IsAdapter(CheckpointError):
+    """There is an adapter, and no whole model."""
+
+
+def find_weights(names: Collection[str], shown: str, wanted: Names = MODEL) -> WeightFiles:
+    """Pick the weight files out of a model's file names; those of an adapter are ``wanted`` by their own names.
+
+    Raises CheckpointError saying what was found instead, IsAdapter for an adapter.
+    """
+    for name, kind in wanted:
         if name in names:
             return WeightFiles(kind, name, ()) if name.endswith(".json") else WeightFiles(kind, None, (name,))
-    raise CheckpointError(f"{shown} holds no model weights", [_instead(names)])
+    if wanted is ADAPTER:
+        what = "none of " + ", ".join(name for name, _ in ADAPTER) + " is there"
+        raise CheckpointError(f"{shown} holds no adapter of PEFT", [Problem("", what)])
+    error = IsAdapter if "adapter_config.json" in names else CheckpointError
+    raise error(f"{shown} holds no model weights", [_instead(names)])
 
 
 def _instead(names: Collection[str]) -> Problem:
     """What kind of repository this is, if it is not a model dopkit can read."""
     if "adapter_config.json" in names:
         what = "it is an adapter (adapter_config.json), not a whole model"
-        return Problem("", what, "Apply it to its base first (peft: merge_and_unload, then save_pretrained).")
+        return Problem("", what, "Name its base before it: user/base+user/adapter.")
     if any(name.endswith(".gguf") for name in names):
         what = "it holds GGUF files, which are quantised for inference"
         return Problem("", what, "Merge the original weights that they were made from.")

@@ -58,8 +58,11 @@ class FolderCheckpoint(Checkpoint):
         self._weights.close()
 
 
-def open_folder(ref: ModelRef, folder: Path) -> FolderCheckpoint:
-    """Open the model in ``folder``. Raises CheckpointError when there is none, or its files are damaged."""
+def open_folder(ref: ModelRef, folder: Path, wanted: files.Names = files.MODEL) -> FolderCheckpoint:
+    """Open the model in ``folder``, of which the ``wanted`` files hold weights.
+
+    Raises CheckpointError when there is none, or its files are damaged.
+    """
     if not folder.is_dir():
         what = "it is a file" if folder.exists() else "there is no such folder"
         raise CheckpointError(f"{ref}: {what}", [Problem("", f"looked for {folder}")])
@@ -76,7 +79,7 @@ def open_folder(ref: ModelRef, folder: Path) -> FolderCheckpoint:
             digests[file], specs = reading.read_header(paths[file], file)
         return specs
 
-    specs = read_specs(names, str(ref), lambda file: files.read_text(paths[file], str(ref)), read_header)
+    specs = read_specs(names, str(ref), lambda file: files.read_text(paths[file], str(ref)), read_header, wanted)
     weight_files = sorted(digests)
     facts = [part for file in weight_files for part in (file.encode(), digests[file], _samples(paths[file]))]
     identity = "sampled:" + hashlib.sha256(b"\0".join(facts)).hexdigest()

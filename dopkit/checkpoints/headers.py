@@ -20,6 +20,7 @@ def read_specs(
     shown: str,
     read_text: Callable[[str], str],
     read_header: Callable[[str, str], Mapping[str, TensorSpec]],
+    wanted: files.Names = files.MODEL,
 ) -> dict[str, TensorSpec]:
     """All tensors of a model, shard by shard in order of file name.
 
@@ -27,7 +28,7 @@ def read_specs(
     (``kind`` is files.SAFETENSORS or files.PICKLE; called from several threads). Raises CheckpointError when there
     are no weights, when two files hold one name, or when the index names what no file has.
     """
-    found = files.find_weights(names, shown)
+    found = files.find_weights(names, shown, wanted)
     weight_map: dict[str, str] = {}
     shards = list(found.files)
     if found.index is not None:

@@ -32,9 +32,11 @@ class OnlyPickles(CheckpointError):
             hub.fetch(self.ref, file)
 
 
-def require_pickles(ref: ModelRef, sizes: Mapping[str, int], read_text: Callable[[str], str]) -> None:
+def require_pickles(
+    ref: ModelRef, sizes: Mapping[str, int], read_text: Callable[[str], str], wanted: files.Names = files.MODEL
+) -> None:
     """Raise OnlyPickles when the weights of a pinned repository are pickles that the cache does not hold."""
-    found = files.find_weights(sizes, ref.short)
+    found = files.find_weights(sizes, ref.short, wanted)
     if found.kind != files.PICKLE:
         return
     shards = found.files

@@ -92,8 +92,8 @@ class HubCheckpoint(Checkpoint):
             self._weights.close()
 
 
-def open_repository(ref: ModelRef) -> HubCheckpoint:
-    """Open a pinned Hub repository from its headers. Raises HubError, CheckpointError."""
+def open_repository(ref: ModelRef, wanted: files.Names = files.MODEL) -> HubCheckpoint:
+    """Open a pinned Hub repository from the headers of its ``wanted`` files. Raises HubError, CheckpointError."""
     listing = hub.listing(ref)
     sizes, shown = listing.sizes, ref.short
     remotes = {file: hub.RemoteFile(ref, file) for file in sizes}
@@ -104,8 +104,8 @@ def open_repository(ref: ModelRef) -> HubCheckpoint:
     def read_header(kind: str, file: str) -> Mapping[str, TensorSpec]:
         return _pickled_header(ref, file) if kind == files.PICKLE else _header(remotes[file], ref, file, sizes[file])
 
-    require_pickles(ref, sizes, read_text)
-    specs = read_specs(sizes, shown, read_text, read_header)
+    require_pickles(ref, sizes, read_text, wanted)
+    specs = read_specs(sizes, shown, read_text, read_header, wanted)
     config = parse_config(read_text("config.json"), shown) if "config.json" in sizes else None
     checkpoint = HubCheckpoint(ref, sizes, specs, config, remotes)
     checkpoint.complete = listing.complete

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dopkit.cli.output import json_option, show_json, table
+
+if TYPE_CHECKING:
+    from dopkit.methods import Method
 
 
 @click.command(short_help="List the methods, or one method's parameters.")
@@ -22,7 +25,7 @@ def methods(name: str | None, as_json: bool) -> None:
         if as_json:
             show_json({key: method.summary for key, method in found.items()})
         else:
-            click.echo(table([(key, method.summary) for key, method in found.items()]))
+            click.echo(_in_families(found))
         return
     method = registry.find(name)
     fields = method.parameters.model_json_schema().get("properties", {})
@@ -31,13 +34,35 @@ def methods(name: str | None, as_json: bool) -> None:
         return
     click.echo(f"{method.name}: {method.summary}\n{method.paper}")
     click.echo(f"base model: {'needed' if method.needs_base else 'not needed'}; order of models: "
-               f"{'matters' if method.ordered else 'does not matter'}\n")  # fmt: skip
+               f"{'matters' if method.ordered else 'does not matter'}; models: {_number(method)}\n")  # fmt: skip
     if not fields:
         click.echo("It has no parameters.")
     for key, field in fields.items():
         model = "  (also per model)" if key in method.parameters.per_model else ""
-        click.echo(f"{key} = {_yaml(field.get('default'))}   {_allowed(field)}{model}")
+        default = "required" if field.get("default") is None else f"= {_yaml(field['default'])}"
+        click.echo(f"{key} {default}   {_allowed(field)}{model}")
         click.echo(textwrap.fill(field.get("description", ""), 96, initial_indent="    ", subsequent_indent="    "))
+
+
+def _in_families(found: dict[str, Method]) -> str:
+    """The methods under the heading of their family, the families in the order of the built-in methods."""
+    from dopkit.methods import BUILTIN
+
+    order = dict.fromkeys(method.family for method in (*BUILTIN.values(), *found.values()))
+    rows = table([(f"  {key}", method.summary) for key, method in found.items()]).splitlines()
+    lines = dict(zip(found, rows, strict=True))
+    parts = [
+        "\n".join([f"{family}:", *(lines[key] for key, method in found.items() if method.family == family)])
+        for family in order
+    ]
+    return "\n\n".join(parts)
+
+
+def _number(method: Method) -> str:
+    """How many models it takes, in words."""
+    least, most = method.least_models, method.most_models
+    number = f"{least} or more" if most is None else str(most) if least == most else f"{least} to {most}"
+    return f"{number} beside the base" if method.needs_base else number
 
 
 def _yaml(value: Any) -> str:
@@ -48,7 +73,7 @@ def _yaml(value: Any) -> str:
 
 def _allowed(field: dict[str, Any]) -> str:
     """The type and bounds of a parameter in words."""
-    kinds = field.get("anyOf", [field])
+    kinds = [kind for kind in field.get("anyOf", [field]) if kind.get("type") != "null"]
     return " or ".join(_one_kind(kind) for kind in kinds)
 
 

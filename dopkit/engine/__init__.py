@@ -1,7 +1,7 @@
 """The loop: tensor outside, model inside. Reads, folds, casts once, writes.
 
-Knows the plan, the sources and the writers; a method only as a Fold. Runs in one process on one device, with the CPU
-for what does not fit there.
+Knows the plan, the sources and the writers; a method only as a Fold or a Joint. Runs in one process on one device, with
+the CPU for what does not fit there.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from dopkit.engine.pipes import ReadAhead, WriteBehind
 from dopkit.engine.scaling import scaled, squares
 from dopkit.errors import MergeError
 from dopkit.measure import peak_resident_bytes
-from dopkit.methods.fold import Context, Fold
+from dopkit.methods.fold import Context, Fold, Joint
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.building import READ_AHEAD_BYTES, WRITE_BEHIND_BYTES
 from dopkit.planning.outputs import state_name
 from dopkit.progress import Progress
+from dopkit.short_names import told_apart
 
 Record = dict[str, Any]
 
@@ -57,6 +58,11 @@ class Engine:
         self._progress = progress
         self._state = state
         self._parameters = [plan.recipe.parameters_for(index) for index in range(len(models))]
+        before = plan.continues
+        earlier = [before.recipe.parameters_for(index) for index in range(before.step)] if before else []
+        # Of every model that is in the result, in merge order; of those merged before in what they were merged with.
+        self._all_parameters = (*earlier, *(self._parameters[1:] if before else self._parameters))
+        self._model_names = told_apart([source.ref.name for source in plan.merged_models])
 
     def run(self) -> None:
         """Fold every tensor. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
@@ -127,12 +133,15 @@ class _Work:
 
     def run(self) -> None:
         started, job = time.monotonic(), self._job
-        fold = job.rule.load() if job.rule.fold else None
+        joint = job.rule.load_joint() if job.rule.joint else None
+        fold = job.rule.load() if job.rule.fold and joint is None else None
         for index, rows in enumerate(job.parts()):
-            if fold is None:
-                self._copy(next(self._ahead))
+            if fold is not None:
+                self._fold(fold, index, rows)
+            elif joint is not None:
+                self._join(joint, index, rows)
             else:
-                self._fold(fold, index)
+                self._copy(next(self._ahead))
             share = (rows[1] - rows[0]) / job.rows
             self._engine._progress.advance(int(job.nbytes * share), job.effort * share)
         record: Record = {
@@ -153,13 +162,41 @@ class _Work:
         for writer in self._outputs.models.values():
             self._sink.put(writer, self._job.name, tensor)
 
-    def _fold(self, fold: Fold, index: int) -> None:
+    def _contexts(self, index: int, rows: tuple[int, int]) -> Iterator[Context]:
+        """What the method may know at each step, for one part of the tensor."""
+        engine, job = self._engine, self._job
+        for step, own in enumerate(engine._parameters, start=self._plan.first_step):
+            yield Context(
+                own,
+                job.role,
+                step,
+                self._recorder(index),
+                models=engine._all_parameters[:step],
+                seed=self._plan.recipe.seed or 0,
+                tensor=job.canonical,
+                model=engine._model_names[step - 1],
+                offset=rows[0] * (job.numel // max(1, job.rows)),
+            )
+
+    def _join(self, joint: Joint, index: int, rows: tuple[int, int]) -> None:
+        """One part of the tensor, of all models at once; with earlier steps wanted, of the first so many as well."""
+        base = self._up(next(self._ahead)) if self._job.base is not None else None
+        contexts = list(self._contexts(index, rows))
+        tensors = [self._next_model(base, context.step) for context in contexts]
+        for step in sorted(self._outputs.models):
+            try:
+                merged = joint.merge(base, tensors[:step], contexts[:step])
+            except MergeError as error:
+                raise explained(self._job, self._engine._inputs(self._job), error) from error
+            self._write(step, base, merged)
+
+    def _fold(self, fold: Fold, index: int, rows: tuple[int, int]) -> None:
         """One part of the tensor, folded over all models; what is to be written goes on its way."""
         base = self._up(next(self._ahead)) if self._job.base is not None else None
         state: Any = None
-        parameters, first = self._engine._parameters, self._plan.first_step
-        for step, own in enumerate(parameters, start=first):
-            context = Context(own, self._job.role, step, self._recorder(index))
+        first = self._plan.first_step
+        for context in self._contexts(index, rows):
+            step = context.step
             try:
                 if step == first:
                     state = self._begin(fold, base, context)
@@ -186,7 +223,7 @@ class _Work:
         merged = self._up(next(self._ahead))
         if base is not None and continues.scale != 1:
             merged = scaled(base, merged, 1 / continues.scale)
-        if list(self._job.rule.state(self._job.part_shape)) == ["merged"]:
+        if self._job.rule.from_merged(self._job.part_shape):
             return fold.unpack(base, {"merged": merged}, context)
         return fold.start(base, merged, context)  # what was merged stands for one model
 

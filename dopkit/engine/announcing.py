@@ -17,8 +17,11 @@ def announce(reads: Iterable[Read], budget: int) -> None:
     """Tell the models that are streamed what will be read of them, and what each may hold of it ahead of time."""
     expected: dict[Checkpoint, list[tuple[str, Rows | None]]] = {}
     for checkpoint, name, rows in reads:
-        if checkpoint.streams:
-            expected.setdefault(checkpoint, []).append((name, rows))
+        for source, tensor, part in checkpoint.reads(name, rows):
+            if source.streams:
+                known = expected.setdefault(source, [])
+                if not (source.remembers and known and known[-1] == (tensor, part)):
+                    known.append((tensor, part))
     for checkpoint, own in expected.items():
         checkpoint.expect(own, budget // len(expected))
 

@@ -25,8 +25,10 @@ TIMEOUT = 30.0  # seconds without an answer
 def pin(ref: ModelRef) -> ModelRef:
     """The same repository at the commit its revision means now (or meant when it was cached, offline).
 
-    Raises HubError when there is no such repository or revision, or no access to it.
+    An adapter and its base both are. Raises HubError when there is no such repository or revision, or no access to it.
     """
+    if ref.adapter is not None:
+        return _pin(ref.without_adapter, "model").with_adapter(_pin(ref.adapter, "model"))
     return _pin(ref, "model")
 
 

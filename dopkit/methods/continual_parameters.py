@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field
 
+from dopkit.methods.delta_parameters import LOST
 from dopkit.methods.parameters import Parameters, Patterns, ScaleOrNorm, scale_field
-
-_LOST = "the sums over the earlier models were not kept, so what was merged of them counts as one model"
 
 
 class OpcmParameters(Parameters):
@@ -25,33 +24,6 @@ class OpcmParameters(Parameters):
         "at-least",
         description="at-least: the fewest triplets that hold alpha; below: one fewer, as the reference code counts",
     )
-
-
-class TaskArithmeticParameters(Parameters):
-    """mergekit's names."""
-
-    per_model: ClassVar[frozenset[str]] = frozenset({"weight"})
-
-    weight: float = Field(1.0, description="what a model's task vector is multiplied by")
-    lambda_: float = Field(1.0, alias="lambda", description="what their weighted sum is multiplied by")
-
-
-class TiesParameters(Parameters):
-    """mergekit's names."""
-
-    per_model: ClassVar[frozenset[str]] = frozenset({"density", "weight"})
-
-    density: float = Field(
-        0.2, gt=0, le=1, description="share of each tensor's entries, those of largest magnitude, that are kept"
-    )
-    weight: float = Field(1.0, ge=0, description="weight of a model in the election and in the mean")
-    lambda_: float = Field(1.0, alias="lambda", description="what the merged task vector is multiplied by")
-    normalize: bool = Field(
-        True, description="divide by the sum of the weights of the models that agree with the elected sign"
-    )
-
-    def without_state(self) -> tuple[Self, str]:
-        return self, _LOST
 
 
 class MagMaxParameters(Parameters):
@@ -83,7 +55,7 @@ class WudiParameters(MatrixParameters):
     scale: ScaleOrNorm = scale_field()
 
     def without_state(self) -> tuple[Self, str]:
-        return self, _LOST
+        return self, LOST
 
 
 class NullspaceParameters(MatrixParameters):

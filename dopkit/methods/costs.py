@@ -59,6 +59,47 @@ def ties_bytes(shape: tuple[int, ...]) -> int:
     return copies(9)(shape) + 30_000_000
 
 
+def whole_bytes(number: int) -> Callable[[tuple[int, ...]], int]:
+    """So many copies of a whole tensor, and the blocks in which it is looked at."""
+
+    def working_bytes(shape: tuple[int, ...]) -> int:
+        return copies(number)(shape) + 30_000_000
+
+    return working_bytes
+
+
+def drawing_effort(shape: tuple[int, ...]) -> float:
+    """A random number for each entry, and what is done with it."""
+    return 8e-9 * math.prod(shape)
+
+
+def ranking_effort(shape: tuple[int, ...]) -> float:
+    """Each row sorted."""
+    return 1e-7 * math.prod(shape)
+
+
+def angle_effort(shape: tuple[int, ...]) -> float:
+    """Inner products, and a weighted sum."""
+    return 6e-9 * math.prod(shape)
+
+
+def search_effort(shape: tuple[int, ...]) -> float:
+    """Ten rounds of those."""
+    return 4e-8 * math.prod(shape)
+
+
+def joined_effort(shape: tuple[int, ...]) -> float:
+    """An eigenproblem for each task, and a share of the two decompositions that make all vectors orthogonal."""
+    m, n = sorted(shape[-2:])
+    return 1e-9 * m**3 + 0.5e-9 * m * m * n
+
+
+def joined_bytes(shape: tuple[int, ...]) -> int:
+    """Upper estimate beside the models: all tasks' task vectors and singular vectors in float64, and factors."""
+    m, n = sorted(shape[-2:])
+    return int(1.2 * (2 * FLOAT32 * m * n + 8 * (9 * m * n + 6 * m * m))) + 40_000_000
+
+
 def triplets_effort(shape: tuple[int, ...]) -> float:
     """One eigenproblem of the smaller side, and some products."""
     m, n = sorted(shape[-2:])
@@ -88,4 +129,19 @@ def sums_bytes(sides: Sides, shape: tuple[int, ...]) -> int:
     m, n = sorted(shape[-2:])
     *smaller, larger = _kept_sides(sides, shape)
     factors = 8 * (5 * m * n + 4 * larger**2 + 2.5 * sum(side**2 for side in smaller))
+    return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000
+
+
+def covariance_effort(sides: Sides, shape: tuple[int, ...]) -> float:
+    """A task's two products, and a model's share of what is solved at the end."""
+    inputs = shape[-1] if sides.columns else shape[-2]
+    m, n = sorted(shape[-2:])
+    return 1.2e-10 * (2 * m * n * inputs + inputs**3 / 2 + m**3)
+
+
+def covariance_bytes(sides: Sides, shape: tuple[int, ...]) -> int:
+    """Upper estimate for two sets of sums and what is solved from them, or split into triplets; not measured."""
+    inputs = shape[-1] if sides.columns else shape[-2]
+    m, n = sorted(shape[-2:])
+    factors = 8 * (10 * m * n + 5 * inputs**2 + 3 * m * m)
     return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000

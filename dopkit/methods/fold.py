@@ -5,7 +5,7 @@ A method sees tensors and parameters. It does not know files, models, devices or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,12 +23,23 @@ def _nothing(record: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class Context:
-    """What a fold may know beside the tensors."""
+    """What a method may know beside the tensors."""
 
     parameters: Parameters  # of the method, with what the recipe says for the model being folded in
     role: Role
     step: int  # which model this is: 1 for the first (``start``), t for the t-th
     record: Callable[[dict[str, Any]], None] = _nothing  # measured numbers for the receipt
+    models: tuple[Parameters, ...] = ()  # of every model up to this one; () where all have the same
+    # For methods that draw: see ``draws``.
+    seed: int = 0
+    tensor: str = ""  # the canonical name
+    model: str = ""
+    offset: int = 0  # of the part's first element in the flattened tensor
+
+    @property
+    def so_far(self) -> tuple[Parameters, ...]:
+        """The parameters of every model up to this one, in merge order."""
+        return self.models or (self.parameters,) * self.step
 
 
 class Fold(Protocol):
@@ -53,6 +64,19 @@ class Fold(Protocol):
 
     def unpack(self, base: torch.Tensor | None, packed: Mapping[str, torch.Tensor], ctx: Context) -> Any:
         """The state again, bit for bit. The tensors belong to the fold; ``ctx.step`` is the number of models so far."""
+
+
+class Joint(Protocol):
+    """A merge of one tensor that must see all models at once, in memory that grows with their number.
+
+    All tensors are float32 on one device, ``base`` is None for a rule that does not need it. All are left as they are:
+    with the models of earlier steps wanted, the first t of them are merged for every t.
+    """
+
+    def merge(
+        self, base: torch.Tensor | None, tensors: Sequence[torch.Tensor], contexts: Sequence[Context]
+    ) -> torch.Tensor:
+        """The merged tensor, a new one. ``contexts`` holds a context for each of ``tensors``: at least one."""
 
 
 class RunningFold:
@@ -98,3 +122,11 @@ class TaskVectorFold:
         if base is None:
             raise ValueError("a fold of task vectors needs the base model's tensor")
         return BaseAndMerged(base, packed["merged"])
+
+
+@dataclass
+class BaseAndTotal:
+    """The state of a fold that divides at the end."""
+
+    base: torch.Tensor  # never written to
+    total: torch.Tensor  # of the weighted task vectors, of the base's shape

@@ -6,7 +6,7 @@ One declaration serves the recipe, ``dopkit methods`` and the method's own code.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -24,6 +24,8 @@ class Parameters(BaseModel):
 
     # The ones that an entry of ``models`` may set for the step that folds this model in.
     per_model: ClassVar[frozenset[str]] = frozenset()
+    # Those of them that have no default: each model needs one, its own or the recipe's. None until then.
+    required: ClassVar[frozenset[str]] = frozenset()
 
     def without_state(self) -> tuple[Self, str] | None:
         """What to go on with from merged weights alone, and what that loses; None where they are the whole state."""
@@ -40,7 +42,7 @@ class Parameters(BaseModel):
 
     def in_force(self) -> dict[str, Any]:
         """Every parameter that has an effect, with its value, as YAML data: what a pinned recipe holds."""
-        data = self.model_dump(mode="json", by_alias=True)
+        data = self.model_dump(mode="json", by_alias=True, exclude_none=True)
         unread = self.unread(data)
         return {name: value for name, value in data.items() if name not in unread}
 
@@ -48,6 +50,11 @@ class Parameters(BaseModel):
     def unread(cls, given: Mapping[str, Any]) -> dict[str, str]:
         """The parameters that have no effect beside the other ones given, and why."""
         return {}
+
+    @classmethod
+    def together(cls, models: Sequence[Self]) -> str:
+        """What is wrong with the parameters of all models, seen together; "" when nothing is."""
+        return ""
 
     @model_validator(mode="after")
     def _every_given_parameter_is_read(self) -> Self:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from importlib import import_module
-from typing import Literal
+from typing import Any, Literal
 
-from dopkit.methods.fold import Fold
+from dopkit.methods.fold import Fold, Joint
 from dopkit.methods.parameters import Parameters
 from dopkit.roles import Role
 
@@ -37,7 +37,8 @@ class Rule:
     """What is done with one tensor."""
 
     name: str  # as the plan and the receipt print it
-    fold: str | None  # "package.module:Class" of a Fold without arguments; None copies the base's tensor
+    # "package.module:Class" of a Fold, or of a Joint, without arguments; None copies the base's tensor.
+    fold: str | None
     cut: Cut
     needs_base: bool
     # Bytes at work for one part of this shape beyond the part being read: an upper estimate.
@@ -47,13 +48,31 @@ class Rule:
     float64: bool = False  # whether it factorises in float64, which not every device has
     # What `Fold.pack` gives for one part of this shape: name to safetensors dtype and shape.
     state: Callable[[Shape], Mapping[str, tuple[str, Shape]]] = merged_alone
+    # Whether `Fold.unpack` can make its state from the merged tensor too, given as "merged", but for rounding.
+    resumes: bool = False
+    # Whether the code is a Joint: then each model is one more copy of the part, beside the working bytes.
+    joint: bool = False
 
     def load(self) -> Fold:
         """Import the code and make the fold."""
+        assert not self.joint, f"{self.name} merges all models at once"
+        fold: Fold = self._made()
+        return fold
+
+    def load_joint(self) -> Joint:
+        """Import the code of a joint rule and make the merge."""
+        assert self.joint, f"{self.name} folds"
+        joint: Joint = self._made()
+        return joint
+
+    def from_merged(self, shape: Shape) -> bool:
+        """Whether the fold can go on from the merged tensor, a part of it having this shape."""
+        return self.resumes or list(self.state(shape)) == ["merged"]
+
+    def _made(self) -> Any:
         assert self.fold is not None, f"{self.name} copies"
         module, _, attribute = self.fold.partition(":")
-        fold: Fold = getattr(import_module(module), attribute)()
-        return fold
+        return getattr(import_module(module), attribute)()
 
 
 @dataclass(frozen=True)
@@ -66,10 +85,17 @@ class Method:
     # (parameters, canonical name, role, shape) -> what is done with that floating-point tensor
     rule_for: Callable[[Parameters, str, Role, Shape], Rule]
     paper: str
-    needs_base: bool
+    needs_base: bool  # else it is used by those rules that have a use for it, where there is one
     # Whether the order of the models changes the result.
     ordered: bool
-    least_models: int = 1
+    least_models: int = 1  # beside the base
+    most_models: int | None = None
+    family: str = "others"  # under which `dopkit methods` lists it
+    # Whether a base that stands among the models as well, as mergekit's recipes have it, is no model to merge.
+    skips_base: bool = False
+    random: bool = False  # draws from the recipe's seed
+    # Whether models can be added to what was merged without those that are in it: every rule is a fold's.
+    grows: bool = True
     # What the merged task vector is multiplied by at the end: a number, `norm` (so that its norm over the whole model
     # is the mean norm of the models' task vectors), or nothing.
     scale_of: Callable[[Parameters], Scale | None] = lambda parameters: None

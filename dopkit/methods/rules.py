@@ -29,11 +29,11 @@ TASK_ARITHMETIC = Rule(
 MAGMAX = Rule("magmax", "dopkit.methods.magmax:MagMax", Cut.BLOCKS, True, copies(6), elementwise_effort)
 
 
-def _votes(shape: Shape) -> dict[str, tuple[str, Shape]]:
+def votes(shape: Shape) -> dict[str, tuple[str, Shape]]:
     return {part: ("F32", shape) for part in ("positive", "negative", "positive_weight", "negative_weight")}
 
 
-TIES = Rule("ties", "dopkit.methods.ties:Ties", Cut.WHOLE, True, costs.ties_bytes, costs.ties_effort, state=_votes)
+TIES = Rule("ties", "dopkit.methods.ties:Ties", Cut.WHOLE, True, costs.ties_bytes, costs.ties_effort, state=votes)
 
 # Matrices.
 DOP_EXACT = Rule(

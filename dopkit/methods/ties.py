@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopkit.linalg.magnitude import kth_largest
-from dopkit.methods.continual_parameters import TiesParameters
+from dopkit.methods import trimming
+from dopkit.methods.delta_parameters import ElectionParameters, TiesParameters
 from dopkit.methods.finite import refuse_not_finite
 from dopkit.methods.fold import Context
 
@@ -28,17 +28,17 @@ class Votes:
     base: Tensor  # never written to
     positive: Tensor  # of the weighted trimmed entries above zero
     negative: Tensor  # of those below zero
-    positive_weight: Tensor  # of the weights of the models with an entry above zero
+    positive_weight: Tensor  # of the weights of the models with a weighted entry above zero
     negative_weight: Tensor
 
 
-class Ties:
+class Election(trimming.Untrimmed):
     """W = W0 + lambda * D, any shape, from the entries t_i that trimming leaves of the models' task vectors.
 
-    * Trimming keeps, of each tensor of n entries, the k = floor(density * n) of largest magnitude (at least one), and
-      all others of the same magnitude as the last of them: which of several equals stay is then nobody's accident.
     * The elected sign is that of the sum of weight_i t_i; a sum of zero elects the positive one.
-    * D is the sum of weight_i t_i over the entries of that sign, divided by the sum of their weights (``normalize``).
+    * D is the sum of the weight_i t_i of that sign, divided by the sum of their weights (``normalize``).
+    * A negative weight turns its model's vote and its contribution around. Weights that add up to zero where they
+      are to divide are taken as 1.
     """
 
     def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> Votes:
@@ -50,29 +50,26 @@ class Ties:
     def step(self, state: Votes, incoming: Tensor, ctx: Context) -> Votes:
         """Raises MergeError when a tensor holds NaN or infinity, which trimming might hide."""
         parameters = ctx.parameters
-        assert isinstance(parameters, TiesParameters)
+        assert isinstance(parameters, ElectionParameters)
         refuse_not_finite(base=state.base, incoming=incoming)
-        entries = incoming.sub_(state.base)
-        if entries.numel() and parameters.density < 1:
-            threshold = kth_largest(entries, max(1, int(parameters.density * entries.numel())))
-            entries.masked_fill_(entries.abs() < threshold, 0)
+        entries = self.trim(incoming.sub_(state.base), ctx).mul_(parameters.weight)
         for above, total, weights in (
             (True, state.positive, state.positive_weight),
             (False, state.negative, state.negative_weight),
         ):
             weights += (entries > 0 if above else entries < 0).to(weights.dtype).mul_(parameters.weight)
-            total += (entries.clamp(min=0) if above else entries.clamp(max=0)).mul_(parameters.weight)
+            total += entries.clamp(min=0) if above else entries.clamp(max=0)
         return state
 
     def finish(self, state: Votes, ctx: Context) -> Tensor:
         """W, a new tensor."""
         parameters = ctx.parameters
-        assert isinstance(parameters, TiesParameters)
+        assert isinstance(parameters, ElectionParameters)
         elected = state.positive + state.negative >= 0
         merged = torch.where(elected, state.positive, state.negative)
         if parameters.normalize:
             weights = torch.where(elected, state.positive_weight, state.negative_weight)
-            merged.div_(weights.masked_fill_(weights == 0, 1))
+            merged.div_(weights.masked_fill_(weights.abs() < 1e-8, 1))
         return merged.mul_(parameters.lambda_).add_(state.base)
 
     def pack(self, state: Votes) -> dict[str, Tensor]:
@@ -87,3 +84,15 @@ class Ties:
         if base is None:
             raise ValueError("a fold of task vectors needs the base model's tensor")
         return Votes(base, **packed)
+
+
+class Ties(Election):
+    """Of each tensor of n entries the floor(density * n) of largest magnitude go to the election, one at least."""
+
+    def trim(self, entries: Tensor, ctx: Context) -> Tensor:
+        parameters = ctx.parameters
+        assert isinstance(parameters, TiesParameters)
+        if not parameters.rescale:
+            return trimming.keep_largest(entries, parameters.density)
+        before = trimming.sum_of_magnitudes(entries)
+        return trimming.restore_sum(trimming.keep_largest(entries, parameters.density), before)

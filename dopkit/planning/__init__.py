@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,15 +20,24 @@ from dopkit.planning.jobs import BLOCK_ELEMENTS, TensorJob
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 
-__all__ = ["ARITHMETIC", "BLOCK_ELEMENTS", "Continuation", "Dropped", "Head", "Plan", "Source", "TensorJob"]
+__all__ = ["ARITHMETIC", "BLOCK_ELEMENTS", "Adapted", "Continuation", "Dropped", "Head", "Plan", "Source", "TensorJob"]
 
 # Raised whenever the same recipe would give other bytes: an unfinished merge is then not continued.
 ARITHMETIC = 1
 
 
 @dataclass(frozen=True)
+class Adapted:
+    """What the plan knows of an input that is an adapter: the source beside it, and what is read of which."""
+
+    base: Source
+    factors: Mapping[str, int]  # bytes read of the adapter for a tensor, for those that it changes
+    whole: frozenset[str]  # tensors that are the adapter's alone
+
+
+@dataclass(frozen=True)
 class Source:
-    """One input model as the plan records it."""
+    """One input model as the plan records it. Of an adapter, what is to be downloaded is that of the adapter alone."""
 
     ref: ModelRef
     identity: str  # commit, or hash of a folder's headers and samples of its bytes
@@ -37,6 +47,12 @@ class Source:
     notes: tuple[str, ...] = ()  # of whoever opened it, for the reader of the plan
     complete: bool = True  # False offline: files that the cache lacks are not known
     missing: frozenset[str] = frozenset()  # the weight files that are not here
+    adapted: Adapted | None = None
+
+    @property
+    def parts(self) -> tuple[Source, ...]:
+        """What is downloaded by itself: the source, and the base that it is an adapter of."""
+        return (self,) if self.adapted is None else (self, self.adapted.base)
 
 
 @dataclass(frozen=True)
@@ -129,7 +145,8 @@ class Plan:
     @property
     def download_bytes(self) -> int:
         state = self.continues.download_bytes if self.continues else 0
-        return state + sum({source.ref.key: source.download_bytes for source in (self.donor, *self.models)}.values())
+        parts = (part for source in (self.donor, *self.models) for part in source.parts)
+        return state + sum({part.ref.key: part.download_bytes for part in parts}.values())
 
     @property
     def streamed(self) -> bool:
@@ -156,6 +173,7 @@ class Plan:
             "arithmetic": ARITHMETIC,
             "engine": engine,
             "method": [recipe.merge_method, recipe.parameters.in_force()],
+            "seed": (recipe.seed or 0) if recipe.method.random else None,
             "steps": [entry.parameters for entry in recipe.models],
             "donor": self.donor.state,
             "models": [source.state for source in self.models],

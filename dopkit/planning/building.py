@@ -6,12 +6,13 @@ What must be looked at outside (free disk, memory, the output folder) comes in a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dopkit import layout, methods
 from dopkit.errors import PlanError, Problem, count
 from dopkit.planning import Continuation, Dropped, Head, Plan, TensorJob, matching, streaming
 from dopkit.planning import heads as planned_heads
+from dopkit.planning.adapters import adapter_bytes
 from dopkit.planning.matching import Model
 from dopkit.recipe import Recipe
 from dopkit.roles import Role
@@ -91,6 +92,9 @@ def build(
     if not donor.source.complete:
         what = "offline, so tokenizer and other side files that are not in the cache are left out"
         work.notes.append(f"{donor.source.ref.short}: {what}")
+    if wanted.state and not recipe.method.grows:
+        what = f"{recipe.merge_method} merges all models at once: it keeps no state to go on from"
+        work.problems.append(Problem("", what, "Leave out --keep-state."))
     if not work.problems:
         if recipe.heads == "per-task":
             _keep_heads(work, wanted.continues)
@@ -111,7 +115,8 @@ def build(
         dropped=tuple(work.dropped),
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
-        memory_bytes=max((job.working_bytes for job in ordered), default=0) + _AROUND_A_JOB,
+        memory_bytes=max((job.working_bytes + adapter_bytes(models, job) for job in ordered), default=0)
+        + _AROUND_A_JOB,
         keeps_steps=wanted.steps,
         keeps_state=wanted.state,
         continues=wanted.continues,
@@ -219,6 +224,8 @@ def _plan_tensor(work: _Building, canonical: str, name: str, fixed: str | None) 
         rule = methods.EQUAL
     else:
         rule = recipe.method.rule_for(recipe.parameters, canonical, role, spec.shape)
+        if rule.fold and recipe.base_model is None:
+            rule = replace(rule, needs_base=False)  # of a method that has a use for a base, but needs none
     work.jobs.append(
         TensorJob(
             name=_spelling(work, canonical, name),

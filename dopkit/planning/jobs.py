@@ -53,8 +53,9 @@ class TensorJob(Sized):
 
     @property
     def working_bytes(self) -> int:
-        """Upper estimate of memory at work for one part: the method's tensors and the one coming in."""
-        in_float32 = self.rule.working_bytes(self.part_shape) + FLOAT32 * math.prod(self.part_shape)
+        """Upper estimate of memory at work for one part: the method's tensors and those coming in."""
+        incoming = max(1, len(self.names)) if self.rule.joint else 1
+        in_float32 = self.rule.working_bytes(self.part_shape) + incoming * FLOAT32 * math.prod(self.part_shape)
         return 2 * in_float32 if self.working_dtype == "F64" else in_float32
 
     @property

@@ -35,7 +35,7 @@ def decide(plan: Plan, models: Iterable[Model], room: StreamRoom, wanted: bool) 
     Of a streamed source only those tensors are fetched that are read, and they need no disk.
     """
     by_key = {model.source.ref.key: model for model in models}
-    if not any(model.source.missing for model in by_key.values()):
+    if not any(part.missing for model in by_key.values() for part in model.source.parts):
         return plan  # nothing to download
     notes = plan.notes
     if not wanted:
@@ -46,10 +46,11 @@ def decide(plan: Plan, models: Iterable[Model], room: StreamRoom, wanted: bool) 
     pickled = [model for model in by_key.values() if model.source.ref.repo and _is_pickled(model)]
     kept = ".bin files cannot be streamed, so they stay in the cache"
     notes += tuple(f"{model.source.ref.short}: {kept}" for model in pickled)
-    needed = {key: _needed(plan, model) for key, model in by_key.items()}
+    needed = _needed(plan, by_key.values())
 
     def streamed(source: Source) -> Source:
-        return replace(source, download_bytes=needed[source.ref.key])
+        adapted = source.adapted and replace(source.adapted, base=streamed(source.adapted.base))
+        return replace(source, download_bytes=needed.get(source.ref.key, 0), adapted=adapted)
 
     stream_bytes = _held_ahead(plan, room)
     return replace(
@@ -72,10 +73,23 @@ def _is_pickled(model: Model) -> bool:
     return any(spec.offset < 0 for spec in model.specs.values())
 
 
-def _needed(plan: Plan, model: Model) -> int:
-    """Bytes of the tensors that are read of a model and are not here."""
-    specs = [model.specs[name] for name in set(_names_read(plan, model))]
-    return sum(spec.nbytes for spec in specs if spec.file in model.source.missing)
+def _needed(plan: Plan, models: Iterable[Model]) -> dict[tuple[str, ...], int]:
+    """Bytes of the tensors that are read of each source and are not here.
+
+    A part that several models stand on is read once for all of them.
+    """
+    found: dict[tuple[str, ...], dict[str, int]] = {}
+    for model in models:
+        source, adapted = model.source, model.source.adapted
+        for name in set(_names_read(plan, model)):
+            spec = model.specs[name]
+            of_base = adapted is not None and name not in adapted.whole
+            holder = adapted.base if adapted is not None and of_base else source
+            if spec.file in holder.missing:
+                found.setdefault(holder.ref.key, {})[name] = spec.nbytes
+            if adapted is not None and source.missing:
+                found.setdefault(source.ref.key, {})[name] = adapted.factors.get(name, 0)
+    return {key: sum(sizes.values()) for key, sizes in found.items()}
 
 
 def _names_read(plan: Plan, model: Model) -> Iterator[str]:

@@ -29,6 +29,14 @@ class ModelEntry(_Frozen):
     model: ModelRef
     parameters: dict[str, Any] = Field(default_factory=dict)
 
+    def to_data(self, folder: Path) -> str | dict[str, Any]:
+        """The entry as YAML data for a file that lies in ``folder``."""
+        model, adapter = self.model.written_in_parts(folder)
+        if adapter is None and not self.parameters:
+            return model
+        parts = {"model": model} if adapter is None else {"model": model, "adapter": adapter}
+        return {**parts, "parameters": self.parameters} if self.parameters else parts
+
 
 class Recipe(_Frozen):
     """A checked recipe. Make one with ``load_recipe`` or ``parse_recipe``; fields are as in the YAML file."""
@@ -87,7 +95,8 @@ class Recipe(_Frozen):
             return self
         entries = list(self.models)
         random.Random(self.seed or 0).shuffle(entries)
-        return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": None})
+        seed = (self.seed or 0) if self.method.random else None
+        return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": seed})
 
     def with_refs(self, pins: dict[ModelRef, ModelRef]) -> Recipe:
         """The same recipe with each reference that ``pins`` has, in whatever spelling, replaced by its pinned one."""
@@ -103,12 +112,7 @@ class Recipe(_Frozen):
         data: dict[str, Any] = {"merge_method": self.merge_method}
         if self.base_model is not None:
             data["base_model"] = self.base_model.written_from(folder)
-        data["models"] = [
-            {"model": entry.model.written_from(folder), "parameters": entry.parameters}
-            if entry.parameters
-            else entry.model.written_from(folder)
-            for entry in self.models
-        ]
+        data["models"] = [entry.to_data(folder) for entry in self.models]
         if parameters := self.parameters.in_force():
             data["parameters"] = parameters
         for key in ("dtype", "out_dtype", "heads", "seed"):

@@ -49,6 +49,7 @@ _Settings = Annotated[dict[str, Any], BeforeValidator(_or_nothing({}))]
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     model: str
+    adapter: str | None = None
     parameters: _Settings = Field(default_factory=dict)
 
 
@@ -109,6 +110,7 @@ class _Reading:
         self.folder = folder
         self.problems: list[Problem] = []
         self.data: dict[str, Any] = document.data
+        self.unread = False  # whether there are models that could not be read
         self.meant: set[str] = set()  # keys that a misspelt one was probably meant to be
 
     def add(self, path: YamlPath, what: str) -> None:
@@ -119,7 +121,10 @@ class _Reading:
         file = self._file()
         base = self._ref(self.data.get("base_model"), ("base_model",))
         entries = list(self._entries())
+        self.unread = len(entries) < len(self.data.get("models") or [])
         method = self._method()
+        if method and method.skips_base and base:
+            entries = [entry for entry in entries if entry[1].key != base.key]
         parameters = self._parameters(method, entries) if method else None
         self._judge_whole(method, base, entries)
         if self.problems or file is None or parameters is None:
@@ -148,10 +153,21 @@ class _Reading:
             entry = _entry(value)
             if not isinstance(entry, dict):
                 continue  # _file has said so
-            ref = self._ref(entry.get("model"), ("models", index))
+            ref = self._model(entry, ("models", index))
             own = entry.get("parameters")
             if ref is not None:
                 yield index, ref, own if isinstance(own, dict) else {}
+
+    def _model(self, entry: dict[str, Any], path: YamlPath) -> refs.ModelRef | None:
+        """The model of an entry, with the adapter that stands beside it."""
+        ref, adapter = self._ref(entry.get("model"), path), self._ref(entry.get("adapter"), (*path, "adapter"))
+        if ref is None or adapter is None:
+            return ref
+        try:
+            return ref.with_adapter(adapter)
+        except ValueError as error:
+            self.add((*path, "adapter"), str(error))
+            return None
 
     def _ref(self, value: Any, path: YamlPath) -> refs.ModelRef | None:
         if not isinstance(value, str):
@@ -188,6 +204,15 @@ class _Reading:
                 self.add(path, "with `order: shuffle` a model has no parameters of its own: it may come first")
             elif own and not outside and parameters is not None:
                 self._validate(method, parameters.given(), own, path)
+        for key in sorted(method.parameters.required - given.keys()):
+            for index, _, own in entries:
+                if key not in own:
+                    what = f"'{key}' is missing: {method.name} needs one for every model, here or for all of them"
+                    self.add(("models", index), what)
+        if parameters is not None and not self.problems:
+            everyone = [method.parameters.model_validate({**parameters.given(), **own}) for _, _, own in entries]
+            if entries and (what := method.parameters.together(everyone)):
+                self.add(("models",), what)
         return parameters
 
     def _validate(
@@ -203,8 +228,13 @@ class _Reading:
         except ValidationError as error:
             known = [name for name in method.parameters.names() if name not in unread]
             for detail in error.errors():
+                key = str(detail["loc"][-1]) if detail["loc"] else ""
+                if detail["type"] == "missing":
+                    where = path if "parameters" in self.data else ("merge_method",)
+                    self.add(where, f"the parameter '{key}' is missing: {method.name} needs it")
+                    continue
                 wrong = detail["type"] != "extra_forbidden"
-                what = wrong_value(detail) if wrong else unknown_key(str(detail["loc"][-1]), known, "parameter")
+                what = wrong_value(detail) if wrong else unknown_key(key, known, "parameter")
                 self.add((*path, *detail["loc"]), what)
             return None
 
@@ -213,9 +243,10 @@ class _Reading:
         if method and method.needs_base and self.data.get("base_model") is None and "base_model" not in self.meant:
             what = f"'base_model' is missing: {method.name} works on task vectors, the differences from the base"
             self.add(("base_model",) if "base_model" in self.data else ("merge_method",), what)
-        if method and isinstance(self.data.get("models"), list) and 0 < len(entries) < method.least_models:
-            self.add(("models",), f"{method.name} needs at least {method.least_models} models")
-        if self.data.get("seed") is not None and self.data.get("order") != "shuffle":
+        if method and self.data.get("models") and not self.unread and (what := _wrong_number(method, len(entries))):
+            self.add(("models",), what)
+        draws = self.data.get("order") == "shuffle" or (method is not None and method.random)
+        if self.data.get("seed") is not None and not draws:
             self.add(("seed",), "'seed' has no effect without `order: shuffle`")
         seen: dict[tuple[str, ...], int] = {}
         for index, ref, _ in entries:
@@ -223,6 +254,19 @@ class _Reading:
                 first = self.document.line(("models", seen[ref.key]))
                 self.add(("models", index), f"{ref} is listed twice (first in line {first}); each model is merged once")
             seen.setdefault(ref.key, index)
+
+
+def _wrong_number(method: methods.Method, number: int) -> str:
+    """What is wrong with so many models, the base not counted where it stands among them; "" when nothing is."""
+    least, most = method.least_models, method.most_models
+    if least <= number and (most is None or number <= most):
+        return ""
+    beside = " beside the base" if method.needs_base and method.skips_base else ""
+    if least == most:
+        return f"{method.name} takes exactly {count(least, 'model')}{beside}, not {number}"
+    return f"{method.name} needs at least {least} models{beside}" if number < least else (
+        f"{method.name} takes at most {count(most or 0, 'model')}{beside}, not {number}"
+    )  # fmt: skip
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def test_weights_are_found_in_the_order_of_transformers(
             ["adapter_config.json", "adapter_model.safetensors"],
             [
                 "  it is an adapter (adapter_config.json), not a whole model",
-                "    Apply it to its base first (peft: merge_and_unload, then save_pretrained).",
+                "    Name its base before it: user/base+user/adapter.",
             ],
         ),
         (

@@ -136,15 +136,6 @@ def test_a_folder_that_is_none(tmp_path: Path, single: Path) -> None:
     assert refusal(tmp_path / "file") == ["./file: it is a file", f"  looked for {tmp_path / 'file'}"]
 
 
-def test_an_adapter_is_refused_wherever_it_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        open_checkpoint(refs.parse("user/base+user/adapter", tmp_path))
-    assert str(caught.value).splitlines() == [
-        "user/base+user/adapter: adapters cannot be merged as models yet",
-        "  Apply the adapter first (peft: merge_and_unload, then save_pretrained) and name the result.",
-    ]
-
-
 @pytest.mark.parametrize("file", ["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"])
 def test_a_truncated_shard_is_refused_on_opening(llama: Path, tmp_path: Path, file: str) -> None:
     folder = Path(shutil.copytree(llama / "base", tmp_path / "cut"))

@@ -100,7 +100,12 @@ def test_check_reads_the_recipe_alone(recipe: Path) -> None:
 
 def test_methods(recipe: Path) -> None:
     known = sorted(dopkit.methods.BUILTIN)
-    assert [line.split()[0] for line in invoke("methods").stdout.splitlines()] == known
+    families = [part.splitlines() for part in invoke("methods").stdout.rstrip().split("\n\n")]
+    assert sorted(line.split()[0] for family in families for line in family[1:]) == known
+    for heading, *lines in families:
+        assert {f"{dopkit.methods.BUILTIN[line.split()[0]].family}:" for line in lines} == {heading}
+    assert "weight required   number  (also per model)" in invoke("methods", "linear").stdout
+    assert "models: 1 beside the base" in invoke("methods", "slerp").stdout
     dop = invoke("methods", "dop").stdout
     assert "https://openreview.net/forum?id=zD5cUX67b9" in dop
     for name, field in dopkit.methods.BUILTIN["dop"].parameters.model_fields.items():

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 import dopkit
 from dopkit.errors import DopkitError
 from dopkit.methods import BUILTIN
-from dopkit.methods.continual_parameters import TaskArithmeticParameters
+from dopkit.methods.delta_parameters import TaskArithmeticParameters
 from dopkit.methods.parameters import AverageParameters, DopParameters
 
 
@@ -158,9 +158,9 @@ def test_every_parameter_says_what_it_is(method: str) -> None:
 def test_lambda_is_lambda_everywhere_outside() -> None:
     parameters = TaskArithmeticParameters.model_validate({"lambda": 0.3})
     assert parameters.lambda_ == 0.3
-    assert parameters.names() == ["weight", "lambda"]
+    assert parameters.names() == ["weight", "lambda", "normalize"]
     assert parameters.given() == {"lambda": 0.3}
-    assert parameters.in_force() == {"weight": 1.0, "lambda": 0.3}
+    assert parameters.in_force() == {"weight": 1.0, "lambda": 0.3, "normalize": False}
     assert TaskArithmeticParameters.model_validate(parameters.in_force()).lambda_ == 0.3
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         TaskArithmeticParameters.model_validate({"lambda_": 0.3})
@@ -171,10 +171,10 @@ def test_a_recipe_with_lambda_comes_back() -> None:
     text += "- ./a\n- {model: ./b, parameters: {weight: 0.5}}\n"
     recipe = dopkit.parse_recipe(text, folder=Path("x"))
     assert [recipe.parameters_for(index).in_force() for index in (0, 1)] == [
-        {"weight": 1.0, "lambda": 0.3},
-        {"weight": 0.5, "lambda": 0.3},
+        {"weight": 1.0, "lambda": 0.3, "normalize": False},
+        {"weight": 0.5, "lambda": 0.3, "normalize": False},
     ]
-    assert recipe.to_data(Path("x"))["parameters"] == {"weight": 1.0, "lambda": 0.3}
+    assert recipe.to_data(Path("x"))["parameters"] == {"weight": 1.0, "lambda": 0.3, "normalize": False}
     again = dopkit.parse_recipe(recipe.to_yaml(Path("x")), folder=Path("x"))
     assert [again.parameters_for(index) for index in (0, 1)] == [recipe.parameters_for(index) for index in (0, 1)]
 
@@ -186,7 +186,10 @@ def test_a_recipe_with_lambda_comes_back() -> None:
         ("task_arithmetic", "lambda: x", "weight: 1", "lambda: 'x' should be a number"),
         ("task_arithmetic", "", "lambda: 1",
          "'lambda' cannot be set per model with task_arithmetic; set it under the recipe's own 'parameters'"),
-        ("ties", "weight: -1", "density: 0.5", "weight: -1 should be greater than or equal to 0"),
+        ("della", "density: 0.9", "",
+         "chances from 0.75 to 1.05: density - epsilon must be above 0, density + epsilon at most 1"),
+        ("nuslerp", "{weight: 1, nuslerp_row_wise: true}", "weight: 1",
+         "'nuslerp_row_wise' has no effect: with nuslerp_flatten a tensor is one vector; remove it"),
         ("ties", "density: 0", "density: 0.5", "density: 0 should be greater than 0"),
         ("magmax", "lambda: 0", "", "lambda: 0 should be greater than 0"),
         ("opcm", "alpha: 2", "", "alpha: 2 should be less than or equal to 1"),

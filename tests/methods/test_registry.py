@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from methods.folding import every_rule
 
 from dopkit import methods
 from dopkit.errors import DopkitError
-from dopkit.methods import BASE, DOP_ADAM, DOP_EXACT, HALF, MEAN, Rule, rules
+from dopkit.methods import BASE, DOP_ADAM, DOP_EXACT, HALF, MEAN, Rule
 from dopkit.methods.continual_parameters import MatrixParameters, WudiParameters
 from dopkit.methods.dop_terms import Sides
 from dopkit.methods.parameters import DopParameters
@@ -75,7 +76,44 @@ def test_the_built_in_methods() -> None:
         "opcm": (True, True, 1),
         "wudi": (True, False, 1),
         "nullspace": (True, True, 1),
+        "linear": (False, False, 1),
+        "dare_linear": (True, False, 1),
+        "dare_ties": (True, False, 1),
+        "della_linear": (True, False, 1),
+        "della": (True, False, 1),
+        "breadcrumbs": (True, False, 1),
+        "breadcrumbs_ties": (True, False, 1),
+        "ram": (True, False, 1),
+        "ramplus_tl": (True, False, 1),
+        "passthrough": (False, False, 1),
+        "slerp": (True, False, 1),
+        "nuslerp": (False, False, 2),
+        "multislerp": (False, False, 2),
+        "karcher": (False, False, 2),
+        "model_stock": (True, False, 2),
+        "nearswap": (True, False, 1),
+        "arcee_fusion": (True, False, 1),
+        "sce": (True, False, 1),
+        "tsv": (True, False, 1),
+        "ace": (True, False, 1),
+        "iso_c": (True, False, 1),
+        "iso_cts": (True, False, 1),
     }
+    most = {name: method.most_models for name, method in methods.BUILTIN.items() if method.most_models}
+    assert most == {"passthrough": 1, "slerp": 1, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1}
+    drawn = {name for name, method in methods.BUILTIN.items() if method.random}
+    assert drawn == {"dare_linear", "dare_ties", "della_linear", "della"}
+
+
+def test_a_method_grows_when_every_rule_of_it_is_a_fold() -> None:
+    """With the least parameters that each needs, on a matrix, a vector and an embedding."""
+    needed = {"slerp": {"t": 0.5}, "nearswap": {"t": 0.5}}
+    for name, method in methods.BUILTIN.items():
+        parameters = method.parameters.model_validate(needed.get(name, {}))
+        found = [method.rule_for(parameters, "x", role, shape)
+                 for role, shape in ((Role.LINEAR, (4, 5)), (Role.NORM, (4,)), (Role.EMBEDDING, (4, 5)))]  # fmt: skip
+        assert method.grows is not any(rule.joint for rule in found), name
+        assert method.family != "others"
     assert all(method.name == name for name, method in methods.BUILTIN.items())
 
 
@@ -237,17 +275,14 @@ def test_what_the_merged_task_vector_is_multiplied_by(name: str, given: dict[str
     assert method.scale_of(method.parameters.model_validate(given)) == scale
 
 
-def every_rule() -> list[Rule]:
-    found: list[Rule] = []
-    for value in vars(rules).values():
-        found += [value] if isinstance(value, Rule) else list(value.values()) if isinstance(value, dict) else []
-    return [rule for rule in found if isinstance(rule, Rule)]
-
-
 @pytest.mark.parametrize("rule", every_rule(), ids=lambda rule: rule.name)
 def test_every_rule_loads_its_fold_or_copies(rule: Rule) -> None:
     if rule.fold is None:
         assert (rule.needs_base, rule.cut) == (True, methods.Cut.BLOCKS)
+        return
+    if rule.joint:
+        assert callable(rule.load_joint().merge)
+        assert rule.state((4, 5)) == {}
         return
     fold = rule.load()
     assert all(callable(getattr(fold, name)) for name in ("start", "step", "finish", "pack", "unpack"))

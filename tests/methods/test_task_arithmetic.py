@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from methods.folding import distance, family, fold
 
-from dopkit.methods.continual_parameters import OpcmParameters, TaskArithmeticParameters
+from dopkit.methods.continual_parameters import OpcmParameters
+from dopkit.methods.delta_parameters import TaskArithmeticParameters
 from dopkit.methods.rules import SUM, TASK_ARITHMETIC
 from dopkit.roles import Role
 

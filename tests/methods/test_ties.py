@@ -6,7 +6,7 @@ import pytest
 import torch
 from methods.folding import distance, family, fold
 
-from dopkit.methods.continual_parameters import TiesParameters
+from dopkit.methods.delta_parameters import TiesParameters
 from dopkit.methods.rules import TIES
 
 Given = TiesParameters.model_validate
@@ -69,5 +69,23 @@ def test_one_by_one_is_all_at_once(densities: list[float]) -> None:
     assert distance(fold(TIES, parameters, base, models)[0], joint(base, models, densities, weights), base) < 1e-5
 
 
-def test_the_defaults_are_the_papers() -> None:
-    assert TiesParameters().in_force() == {"density": 0.2, "weight": 1.0, "lambda": 1.0, "normalize": True}
+def test_a_negative_weight_votes_and_adds_the_other_way() -> None:
+    """Weights 1 and -1/2 on (4, 1) and (2, 4): (4, 1) and (-1, -2), elected +, -; divided by 1 and -1/2."""
+    models = [torch.tensor([4.0, 1]), torch.tensor([2.0, 4])]
+    parameters = [Given({}), Given({"weight": -0.5})]
+    assert fold(TIES, parameters, torch.zeros(2), models)[0].tolist() == [4, 4]
+    parameters = [Given({"normalize": False}), Given({"weight": -0.5, "normalize": False})]
+    assert fold(TIES, parameters, torch.zeros(2), models)[0].tolist() == [4, -2]
+
+
+def test_rescale_restores_the_sum_of_magnitudes() -> None:
+    """(4, -3, 1, 0) at density 1/2: (4, -3), whose magnitudes add up to 7 instead of 8."""
+    given = Given({"density": 0.5, "rescale": True, "normalize": False})
+    found = fold(TIES, given, torch.zeros(4), [torch.tensor([4.0, -3, 1, 0])])[0]
+    assert found.tolist() == pytest.approx([32 / 7, -24 / 7, 0, 0])
+
+
+def test_the_defaults_are_mergekits() -> None:
+    assert TiesParameters().in_force() == {
+        "density": 1.0, "weight": 1.0, "lambda": 1.0, "normalize": True, "rescale": False,
+    }  # fmt: skip

@@ -226,7 +226,7 @@ def test_a_long_value_is_cut() -> None:
 
 def test_an_unknown_method() -> None:
     (problem,) = problems(GOOD.replace("dop", "dop-2") + "parameters: {anything: 1}\n")
-    assert problem.startswith("line 2: unknown method 'dop-2' (did you mean 'dop'? known: average, dop")
+    assert problem.startswith("line 2: unknown method 'dop-2' (did you mean 'dop'? known: arcee_fusion, average, br")
 
 
 def test_a_base_that_is_missing() -> None:
@@ -409,3 +409,16 @@ def test_a_file_of_zeros_is_no_recipe(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     assert str(caught.value).splitlines()[1:] == ["  line 1: not valid YAML: the character '\\x00' is not allowed"]
+
+
+def test_an_adapter_stands_beside_a_model() -> None:
+    text = "merge_method: average\nmodels:\n- model: ./a+b\n  adapter: user/x\n- model: user/b\n  adapter: ./y\n"
+    recipe = parse_recipe(text, folder="/r")
+    first, second = (entry.model for entry in recipe.models)
+    assert (first.folder, str(first.adapter)) == (Path("/r/a+b"), "user/x")
+    assert (second.repo, second.adapter and second.adapter.folder) == ("user/b", Path("/r/y"))
+    assert recipe.to_data(Path("/"))["models"] == [{"model": "./r/a+b", "adapter": "user/x"}, "user/b+./r/y"]
+    assert parse_recipe(recipe.to_yaml(Path("/r")), name=recipe.name, folder="/r").models[0] == recipe.models[0]
+    for adapter, said in (("user/c+user/d", "names an adapter of an adapter"), ("c:d", "is neither a Hub repository")):
+        with pytest.raises(RecipeError, match=f"line 4: .*{said}"):
+            parse_recipe(text.replace("user/x", adapter))

@@ -33,7 +33,7 @@ MERGES = (
     Merge("average", "average", {}, ordered=False),
     Merge("task_arithmetic, lambda 0.3", "task_arithmetic", {"lambda": 0.3}, ordered=False),
     Merge("task_arithmetic, lambda 1", "task_arithmetic", {"lambda": 1.0}, ordered=False),
-    Merge("ties", "ties", {}, ordered=False),
+    Merge("ties", "ties", {"density": 0.2}, ordered=False),
     Merge("magmax, lambda 0.5", "magmax", {}),
     Merge("magmax, lambda 1", "magmax", {"lambda": 1.0}),
     Merge("opcm", "opcm", {}),

@@ -1,0 +1,89 @@
+"""Which entries of a task vector stay: the largest ones, all but the largest and smallest, or some by chance.
+
+A fold has a ``trim``, after ``Untrimmed``. The functions change ``entries`` in place and return it; any floating-point
+dtype, any shape. None knows parameters' names. Thresholds are exact, and entries that are as large as the last one kept
+stay with it: models in bfloat16 have many equal ones, and which of them stay must not be an accident.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dopkit.linalg.magnitude import kth_largest
+from dopkit.linalg.spectra import working_dtype
+from dopkit.methods.fold import Context
+
+
+class Untrimmed:
+    """Task vectors as they are."""
+
+    def trims(self, ctx: Context) -> bool:
+        """Whether anything is left out of the task vector of the model coming in."""
+        return False
+
+    def trim(self, entries: Tensor, ctx: Context) -> Tensor:
+        """What is left of a task vector: in its memory, it belongs to the fold."""
+        return entries
+
+
+def keep_largest(entries: Tensor, density: float) -> Tensor:
+    """Of n entries the floor(density n) of largest magnitude, one at least (TIES)."""
+    if not entries.numel() or density >= 1:
+        return entries
+    threshold = kth_largest(entries, max(1, int(density * entries.numel())))
+    return entries.masked_fill_(entries.abs() < threshold, 0)
+
+
+def keep_middle(entries: Tensor, density: float, gamma: float) -> Tensor:
+    """Without the floor(gamma n) largest ones, the floor(density n) largest of the rest (Model Breadcrumbs).
+
+    Where that is more than there are, fewer of the largest ones go.
+    """
+    number = entries.numel()
+    if not number or density >= 1:
+        return entries
+    kept = max(1, int(density * number))
+    largest = min(int(gamma * number), number - kept)
+    least, most = kth_largest(entries, largest + kept), kth_largest(entries, largest + 1)
+    magnitudes = entries.abs()
+    return entries.masked_fill_((magnitudes < least).logical_or_(magnitudes > most), 0)
+
+
+def drop_at_random(entries: Tensor, draws: Tensor, density: float, rescale: bool) -> Tensor:
+    """Each with the chance ``density``, divided by it, which keeps its expectation (DARE).
+
+    ``draws`` are uniform on [0, 1), of the shape of ``entries``.
+    """
+    entries.mul_((draws < density).to(entries.device, entries.dtype))
+    return entries.div_(density) if rescale else entries
+
+
+def drop_by_rank(entries: Tensor, draws: Tensor, density: float, epsilon: float, rescale: bool) -> Tensor:
+    """Each with a chance that grows with its rank among the magnitudes of its row, divided by it (DELLA's MAGPRUNE).
+
+    The smallest of a row stays with the chance density - epsilon, the largest with density + epsilon, and those between
+    in equal steps. A vector is one row; of more than two axes, all but the first make a row.
+    """
+    if not entries.numel():
+        return entries
+    rows = entries.view(entries.shape[0] if entries.dim() > 1 else 1, -1)
+    length = rows.shape[1]
+    order = rows.abs().argsort(dim=1, stable=True)
+    steps = torch.linspace(-epsilon, epsilon, length, device=entries.device, dtype=entries.dtype)
+    steps = steps if length > 1 else torch.zeros_like(steps)
+    chances = torch.empty_like(rows).scatter_(1, order, (steps + density).expand_as(rows))
+    rows.mul_((draws.view_as(rows).to(entries.device) < chances).to(entries.dtype))
+    if rescale:
+        rows.div_(chances)
+    return entries
+
+
+def restore_sum(entries: Tensor, magnitudes: float) -> Tensor:
+    """All multiplied so that their magnitudes add up to ``magnitudes``, where there are any."""
+    left = sum_of_magnitudes(entries)
+    return entries.mul_(magnitudes / left) if left else entries
+
+
+def sum_of_magnitudes(entries: Tensor) -> float:
+    return float(entries.abs().sum(dtype=working_dtype(entries.device)))
