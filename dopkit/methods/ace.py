@@ -43,9 +43,10 @@ class Ace:
     """W = W0 + D, D = (sum tau_t (S_t + e)) (sum (S_t + e) + 1 c^T)^-1, with c the mean row of sum S_t.
 
     S_t is the covariance of the rows of tau_t (n x n, not divided by their number), e is ``epsilon``. Where the sizes
-    of the task vectors differ (the variance of log ||tau_t||^2 is above ``gamma`` times its squared mean), S_t and e are
-    divided by the trace of S_t, c by the mean of ||tau_t||^2, and what that evens out too much is added: the leading
-    directions of D + sum tau_t (S_t - mean (S_t + e)), the share ``k_share`` of them, at their mean singular value.
+    of the task vectors differ (the variance of log ||tau_t||^2 is above ``gamma`` times its squared mean), S_t and e
+    are divided by the trace of S_t, c by the mean of ||tau_t||^2, and what that evens out too much is added: the
+    leading directions of D + sum tau_t (S_t - mean (S_t + e)), the share ``k_share`` of them, at their mean singular
+    value.
     """
 
     def start(self, base: Tensor | None, first: Tensor, ctx: Context) -> Covariances:

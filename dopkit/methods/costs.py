@@ -70,17 +70,27 @@ def whole_bytes(number: int) -> Callable[[tuple[int, ...]], int]:
 
 def drawing_effort(shape: tuple[int, ...]) -> float:
     """A random number for each entry, and what is done with it."""
-    return 8e-9 * math.prod(shape)
+    return 3e-8 * math.prod(shape)
 
 
 def ranking_effort(shape: tuple[int, ...]) -> float:
     """Each row sorted."""
-    return 1e-7 * math.prod(shape)
+    return 1.5e-7 * math.prod(shape)
 
 
 def angle_effort(shape: tuple[int, ...]) -> float:
     """Inner products, and a weighted sum."""
-    return 6e-9 * math.prod(shape)
+    return 2e-8 * math.prod(shape)
+
+
+def diverging_effort(shape: tuple[int, ...]) -> float:
+    """Two softmaxes of every row in float64, and three quantiles."""
+    return 3.5e-7 * math.prod(shape)
+
+
+def choosing_effort(shape: tuple[int, ...]) -> float:
+    """A threshold looked for in every entry, and several passes over the models."""
+    return 4e-8 * math.prod(shape)
 
 
 def search_effort(shape: tuple[int, ...]) -> float:

@@ -52,7 +52,7 @@ def _trimmed(name: str, fold: str, cut: Cut, effort: Callable[[Shape], float], e
 DARE = _trimmed("dare", "Dare", Cut.BLOCKS, costs.drawing_effort, 2)
 DELLA = _trimmed("della", "Della", Cut.BLOCKS, costs.ranking_effort, 7)  # ranks take twice the room of the entries
 DELLA_VECTOR = {kind: replace(rule, cut=Cut.WHOLE) for kind, rule in DELLA.items()}
-BREADCRUMBS = _trimmed("breadcrumbs", "Breadcrumbs", Cut.WHOLE, costs.ties_effort, 2)
+BREADCRUMBS = _trimmed("breadcrumbs", "Breadcrumbs", Cut.WHOLE, costs.choosing_effort, 2)
 
 # Interpolations.
 MULTISLERP = Rule(
@@ -95,13 +95,13 @@ KARCHER = _joint("karcher", "sphere:Karcher", 6, costs.search_effort, False)
 
 # Selections.
 NEARSWAP = _by_entry("nearswap", "selection:Nearswap", 5, True)
-ARCEE_FUSION = _joint("arcee fusion", "selection:ArceeFusion", 6, costs.ties_effort)
-SCE = _joint("sce", "selection:Sce", 9, costs.ties_effort)
+ARCEE_FUSION = _joint("arcee fusion", "selection:ArceeFusion", 10, costs.diverging_effort)
+SCE = _joint("sce", "selection:Sce", 12, costs.choosing_effort)
 RAM = Rule(
     "ram", "dopkit.methods.selection:Ram", Cut.BLOCKS, True, copies(7), elementwise_effort,
     state=_tensors("total", "models"),
 )  # fmt: skip
-RAM_PLUS = _joint("ram plus", "selection:RamPlus", 8, elementwise_effort)
+RAM_PLUS = _joint("ram plus", "selection:RamPlus", 9, costs.choosing_effort)
 
 # Spectra.
 ISO_C = Rule(
