@@ -226,7 +226,7 @@ def test_a_long_value_is_cut() -> None:
 
 def test_an_unknown_method() -> None:
     (problem,) = problems(GOOD.replace("dop", "dop-2") + "parameters: {anything: 1}\n")
-    assert problem.startswith("line 2: unknown method 'dop-2' (did you mean 'dop'? known: arcee_fusion, average, br")
+    assert problem.startswith("line 2: unknown method 'dop-2' (did you mean 'dop'? known: ace, arcee_fusion, average")
 
 
 def test_a_base_that_is_missing() -> None:
