@@ -97,7 +97,7 @@ def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name:
         "## Use\n\n" + _usage(name, class_name, headless=plan.headless, heads=done["heads"]),
         f"## Recipe\n\n```yaml\n{recipe_yaml.strip()}\n```\n\n" + _again(plan),
         "## What the run measured\n\n" + _measured(plan, done),
-        "## Licences\n\n" + _licences(sources),
+        "## Licences\n\n" + licences(sources),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -228,7 +228,7 @@ def _measured(plan: Plan, done: Receipt) -> str:
     return "\n".join(lines)
 
 
-def _licences(sources: Sequence[SourceCard]) -> str:
+def licences(sources: Sequence[SourceCard]) -> str:
     if licence := common_licence(sources):
         return f"All sources state the same licence: {licence.get('license_name', licence['license'])}."
     stated = "\n".join(

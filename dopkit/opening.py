@@ -170,16 +170,15 @@ def _of_backbone(model: Model, canonical: str) -> bool:
 
 def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:
     shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    source = _source(checkpoint, nbytes)
-    return Model(source, checkpoint.specs, checkpoint.config, skeleton.build(config, shapes, headless))
+    return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, skeleton.build(config, shapes, headless))
 
 
-def _source(checkpoint: Checkpoint, nbytes: int) -> Source:
+def source_of(checkpoint: Checkpoint) -> Source:
     """What the plan records of an opened model."""
+    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
     adapted, own = None, checkpoint
     if isinstance(checkpoint, AdapterCheckpoint):
-        adapted = Adapted(_source(checkpoint.base, nbytes), checkpoint.factors, checkpoint.whole)
+        adapted = Adapted(source_of(checkpoint.base), checkpoint.factors, checkpoint.whole)
         own = checkpoint.adapter
     return Source(
         checkpoint.ref,

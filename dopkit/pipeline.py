@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dopkit import publishing, receipt, steps
+from dopkit import adapting, publishing, receipt, steps
 from dopkit.assessment import Assessment, assess, check_tasks
 from dopkit.errors import OutputError, PlanError, Problem
 from dopkit.merging import Earlier, merge
@@ -42,6 +42,8 @@ def plan(
     Raises PlanError with every reason why the merge cannot work; OutputError when another merge is in the way.
     """
     options = options or Options()
+    if recipe.output == "adapter":
+        return adapting.plan(recipe, place_of(recipe, out, options), options, progress or Progress())
     with prepare(recipe, place_of(recipe, out, options), options, progress or Progress()) as prepared:
         return foreseen(prepared)
 
@@ -68,6 +70,9 @@ def run(
         options = replace(options, push=options.push.by_default(recipe.repo_id))
     if options.tasks is not None:
         check_tasks(options.tasks)
+    if recipe.output == "adapter":
+        made = Result(*adapting.run(recipe, place_of(recipe, out, options), options, progress))
+        return published(made, options, progress)
     with prepare(recipe, place_of(recipe, out, options), options, progress, download=True) as prepared:
         result = finish(prepared, options, progress)
     return published(assessed(result, options, progress), options, progress)

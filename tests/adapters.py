@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,12 @@ def make_adapter(
     model_class: type | None = None,
     seed: int = 0,
     scale: float = 0.05,
-    change: Callable[[Any], None] | None = None,
+    stored_embeddings: bool = True,
     **config: Any,
 ) -> tiny.Tensors:
     """A LoRA adapter on the model in ``base``, saved in ``folder``; the tensors of what PEFT merges it to, in float32.
 
-    The trained tensors are filled with noise. ``change`` may do more to PEFT's model.
+    The trained tensors are filled with noise. PEFT stores an embedding with factors whole as well, unless told not to.
     """
     import peft
     import transformers
@@ -49,9 +49,7 @@ def make_adapter(
                 noise = scale * torch.randn(parameter.shape, generator=generator)
                 magnitude = "magnitude" in name
                 parameter.data = parameter.data * (1 + noise) if magnitude else parameter.data + noise
-        if change is not None:
-            change(adapted)
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(folder, save_embedding_layers="auto" if stored_embeddings else False)
         merged = adapted.merge_and_unload()
         whole = folder.with_name(f"{folder.name}-merged")
         merged.save_pretrained(whole)

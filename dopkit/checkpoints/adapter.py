@@ -34,7 +34,9 @@ Rows = tuple[int, int]
 class AdapterCheckpoint(Checkpoint):
     """See ``open_adapter``. ``adapter`` holds the adapter's own tensors."""
 
-    def __init__(self, ref: ModelRef, base: Shared, adapter: Checkpoint, placed: Placed, config_text: str) -> None:
+    def __init__(
+        self, ref: ModelRef, base: Shared, adapter: Checkpoint, placed: Placed, lora: AdapterConfig, config_text: str
+    ) -> None:
         super().__init__(ref, {**base.specs, **placed.own}, base.config, base.side_files, "")
         facts = hashlib.sha256(f"{adapter.identity}\0{config_text}".encode()).hexdigest()
         own = adapter.identity if adapter.ref.repo else f"sampled:{facts}"
@@ -45,6 +47,7 @@ class AdapterCheckpoint(Checkpoint):
         self.base = base
         self.adapter = adapter
         self.changes: Mapping[str, Change] = placed.changes
+        self.lora = lora
         self._placed = placed
         self._config_text = config_text
         self._held: tuple[str, dict[str, torch.Tensor]] | None = None  # factors of the tensor in hand
@@ -85,7 +88,7 @@ class AdapterCheckpoint(Checkpoint):
         base, adapter = self.base.streamed(), self.adapter.streamed()
         if base is self.base and adapter is self.adapter:
             return self
-        return AdapterCheckpoint(self.ref, base, adapter, self._placed, self._config_text)
+        return AdapterCheckpoint(self.ref, base, adapter, self._placed, self.lora, self._config_text)
 
     def fetch(self) -> None:
         self.adapter.fetch()
@@ -189,7 +192,7 @@ def open_adapter(ref: ModelRef, base: Shared) -> AdapterCheckpoint:
         what = "left unread: copies that PEFT keeps beside the trained ones"
         placed.notes.append(f"{count(len(parts.copies), 'tensor')} {what}")
     placed.notes = [f"{shown}: {note}" for note in (*_summary(placed, base), *_other_base(config, base), *placed.notes)]
-    return AdapterCheckpoint(ref, base, opened, placed, text)
+    return AdapterCheckpoint(ref, base, opened, placed, config, text)
 
 
 def _config_text(adapter: Checkpoint) -> str:

@@ -49,6 +49,7 @@ class AdapterConfig:
     ties_weights: bool
     base: str | None  # the model it was trained on, as its author wrote it
     revision: str | None
+    task: str | None  # "CAUSAL_LM", for whoever loads it
 
     def rank_of(self, module: str) -> int:
         """The rank that the config gives to a module (``model.layers.0.self_attn.q_proj``)."""
@@ -104,6 +105,7 @@ def read_adapter_config(text: str, shown: str) -> AdapterConfig:
         ties_weights=bool(data.get("ensure_weight_tying")),
         base=data.get("base_model_name_or_path") or None,
         revision=data.get("revision") or None,
+        task=str(data["task_type"]) if data.get("task_type") else None,
     )
 
 

@@ -86,6 +86,19 @@ def _put(parts: Parts, place: dict[str, str], key: str, name: str) -> None:
     place.setdefault(key, name)
 
 
+def module_of(factor: str) -> str:
+    """The module that a factor belongs to, by the factor's name."""
+    inside = next((factor.removeprefix(wrapper) for wrapper in _WRAPPERS if factor.startswith(wrapper)), factor)
+    match = _FACTOR.fullmatch(inside)
+    assert match is not None, f"{factor} is no factor"
+    return without_wrappers(match["module"])
+
+
+def is_embedding(factor: str) -> bool:
+    """Whether a factor is one of an embedding, by its name."""
+    return ".lora_embedding_" in factor
+
+
 def without_wrappers(name: str) -> str:
     """A module or parameter by the name it has without the adapter around it."""
     return _HOLDERS.sub("", name)

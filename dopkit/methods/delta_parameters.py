@@ -36,7 +36,7 @@ class ElectionParameters(Parameters):
 
     per_model: ClassVar[frozenset[str]] = frozenset({"weight", "density"})
 
-    density: float = Field(1.0, gt=0, le=1, description="share of each tensor's entries that are kept")
+    density: float = Field(1.0, ge=0, le=1, description="share of each tensor's entries that are kept")
     weight: float = Field(1.0, description="weight of a model in the election and in the sum")
     lambda_: float = Field(1.0, alias="lambda", description="what the merged task vector is multiplied by")
     normalize: bool = Field(
@@ -51,7 +51,7 @@ class TiesParameters(ElectionParameters):
     """mergekit's defaults: without a density nothing is trimmed. The paper's density is 0.2."""
 
     density: float = Field(
-        1.0, gt=0, le=1, description="share of each tensor's entries, those of largest magnitude, that are kept"
+        1.0, ge=0, le=1, description="share of each tensor's entries, those of largest magnitude, that are kept"
     )
     rescale: bool = Field(False, description="restore the sum of the magnitudes of each tensor after trimming")
 
@@ -61,7 +61,7 @@ class DropParameters(Parameters):
 
     per_model: ClassVar[frozenset[str]] = frozenset({"weight", "density"})
 
-    density: float = Field(1.0, gt=0, le=1, description="chance of each entry to be kept")
+    density: float = Field(1.0, ge=0, le=1, description="chance of each entry to be kept")
     rescale: bool = Field(True, description="divide what is kept by its chance, so that the expectation stays")
 
 
@@ -82,7 +82,7 @@ class RankedDropParameters(DropParameters):
 
     per_model: ClassVar[frozenset[str]] = frozenset({"weight", "density", "epsilon"})
 
-    density: float = Field(1.0, gt=0, le=1, description="mean chance of an entry to be kept")
+    density: float = Field(1.0, ge=0, le=1, description="mean chance of an entry to be kept")
     epsilon: float = Field(
         0.15,
         ge=0,
@@ -94,7 +94,7 @@ class RankedDropParameters(DropParameters):
     @model_validator(mode="after")
     def _chances(self) -> Self:
         low, high = self.density - self.epsilon, self.density + self.epsilon
-        if self.density < 1 and (low <= 0 or high > 1 + 1e-9):
+        if 0 < self.density < 1 and (low <= 0 or high > 1 + 1e-9):
             raise ValueError(f"chances from {low:g} to {high:g}: density - epsilon must be above 0, density + epsilon "
                              "at most 1")  # fmt: skip
         return self
@@ -113,7 +113,7 @@ class MiddleParameters(Parameters):
 
     per_model: ClassVar[frozenset[str]] = frozenset({"weight", "density", "gamma"})
 
-    density: float = Field(1.0, gt=0, le=1, description="share of each tensor's entries that are kept")
+    density: float = Field(1.0, ge=0, le=1, description="share of each tensor's entries that are kept")
     gamma: float = Field(
         0.01, ge=0, lt=1, description="share of each tensor's entries, those of largest magnitude, that are removed"
     )

@@ -28,9 +28,11 @@ class Untrimmed:
 
 
 def keep_largest(entries: Tensor, density: float) -> Tensor:
-    """Of n entries the floor(density n) of largest magnitude, one at least (TIES)."""
+    """Of n entries the floor(density n) of largest magnitude, one at least unless ``density`` is 0 (TIES)."""
     if not entries.numel() or density >= 1:
         return entries
+    if density == 0:
+        return entries.mul_(0)  # so that NaN stays
     threshold = kth_largest(entries, max(1, int(density * entries.numel())))
     return entries.masked_fill_(entries.abs() < threshold, 0)
 
@@ -43,6 +45,8 @@ def keep_middle(entries: Tensor, density: float, gamma: float) -> Tensor:
     number = entries.numel()
     if not number or density >= 1:
         return entries
+    if density == 0:
+        return entries.mul_(0)
     kept = max(1, int(density * number))
     largest = min(int(gamma * number), number - kept)
     least, most = kth_largest(entries, largest + kept), kth_largest(entries, largest + 1)
@@ -56,7 +60,7 @@ def drop_at_random(entries: Tensor, draws: Tensor, density: float, rescale: bool
     ``draws`` are uniform on [0, 1), of the shape of ``entries``.
     """
     entries.mul_((draws < density).to(entries.device, entries.dtype))
-    return entries.div_(density) if rescale else entries
+    return entries.div_(density) if rescale and density else entries
 
 
 def drop_by_rank(entries: Tensor, draws: Tensor, density: float, epsilon: float, rescale: bool) -> Tensor:
@@ -67,6 +71,8 @@ def drop_by_rank(entries: Tensor, draws: Tensor, density: float, epsilon: float,
     """
     if not entries.numel():
         return entries
+    if density == 0:
+        return entries.mul_(0)
     rows = entries.view(entries.shape[0] if entries.dim() > 1 else 1, -1)
     length = rows.shape[1]
     order = rows.abs().argsort(dim=1, stable=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dopkit import card, hub, receipt, refs
 from dopkit.checkpoints import files
+from dopkit.checkpoints.adapter_config import CONFIG
+from dopkit.checkpoints.files import ADAPTER
 from dopkit.errors import HubError, OutputError, Problem
 from dopkit.planning.heads import FOLDER
 from dopkit.planning.outputs import STATE, STEPS
@@ -101,7 +103,7 @@ def _outgoing(folder: Path, repo_id: str) -> list[hub.Outgoing]:
             problems.append(Problem(name, f"has {path.stat().st_size:,} bytes, the receipt says {ours[name]:,}"))
         elif path.stat().st_size > _LARGEST_FILE:
             problems.append(Problem(name, "is larger than the Hub takes", "Merge again with --max-shard-size 50GB."))
-        elif (_is_weight(name) or _is_head(name)) and name not in ours and not name.endswith(".index.json"):
+        elif (_is_weight(name) or _is_head(name)) and name not in ours and not _goes_with(name, ours):
             problems.append(Problem(name, "holds weights that are not of this merge"))
     if problems:
         raise OutputError(f"{folder} is not the merge that its {RECEIPT} describes", problems)
@@ -148,6 +150,11 @@ def _stale(remote: hub.Remote, outgoing: Iterable[hub.Outgoing]) -> list[str]:
 def _stays(name: str) -> bool:
     """Whether a file is for this machine alone: hidden ones, and the models of earlier steps."""
     return name.startswith((f"{STEPS}/", JOURNAL)) or any(part.startswith(".") for part in name.split("/"))
+
+
+def _goes_with(name: str, ours: Collection[str]) -> bool:
+    """Whether a file tells how weights of ours are loaded."""
+    return name.endswith(".index.json") or (name == CONFIG and ADAPTER[0][0] in ours)
 
 
 def _is_about_it(name: str) -> bool:

@@ -54,6 +54,8 @@ class Recipe(_Frozen):
     # Name patterns of tensors that are taken from the base; what the models hold there is left unread.
     # The YAML key is `copy`; pydantic models have a method of that name.
     copied: tuple[str, ...] = ()
+    output: Literal["model", "adapter"] = "model"
+    rank: int | None = None  # the most that an adapter gets for each module
     # Where the result is published when asked to. No part of what is merged, so it is not written with it.
     repo_id: str | None = None
 
@@ -115,7 +117,9 @@ class Recipe(_Frozen):
         data["models"] = [entry.to_data(folder) for entry in self.models]
         if parameters := self.parameters.in_force():
             data["parameters"] = parameters
-        for key in ("dtype", "out_dtype", "heads", "seed"):
+        if self.output != "model":
+            data["output"] = self.output
+        for key in ("rank", "dtype", "out_dtype", "heads", "seed"):
             if getattr(self, key) is not None:
                 data[key] = getattr(self, key)
         if self.order != "given":

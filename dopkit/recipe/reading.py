@@ -26,6 +26,7 @@ MERGEKIT_ONLY = {
 }  # fmt: skip
 
 
+_PLAIN = ("dtype", "out_dtype", "order", "seed", "heads", "output", "rank", "repo_id")  # keys taken as they are
 _INIT = "`dopkit init` writes one to start from"
 
 
@@ -70,6 +71,8 @@ class _File(BaseModel):
     seed: int | None = Field(None, ge=0)
     heads: Literal["base", "drop", "per-task"] | None = None
     copied: Annotated[list[str], BeforeValidator(_list)] = Field(default_factory=list, alias="copy")
+    output: Literal["model", "adapter"] = "model"
+    rank: int | None = Field(None, ge=1)
     repo_id: Annotated[str, AfterValidator(refs.parse_repo_id)] | None = None
 
 
@@ -136,7 +139,7 @@ class _Reading:
             models=tuple(ModelEntry(model=ref, parameters=own) for _, ref, own in entries),
             parameters=parameters,
             copied=tuple(file.copied),
-            **{key: getattr(file, key) for key in ("dtype", "out_dtype", "order", "seed", "heads", "repo_id")},
+            **{key: getattr(file, key) for key in _PLAIN},
         )
 
     def _file(self) -> _File | None:
@@ -245,6 +248,8 @@ class _Reading:
             self.add(("base_model",) if "base_model" in self.data else ("merge_method",), what)
         if method and self.data.get("models") and not self.unread and (what := _wrong_number(method, len(entries))):
             self.add(("models",), what)
+        if self.data.get("rank") is not None and self.data.get("output") != "adapter":
+            self.add(("rank",), "'rank' has no effect without `output: adapter`")
         draws = self.data.get("order") == "shuffle" or (method is not None and method.random)
         if self.data.get("seed") is not None and not draws:
             self.add(("seed",), "'seed' has no effect without `order: shuffle`")

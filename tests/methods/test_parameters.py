@@ -190,7 +190,7 @@ def test_a_recipe_with_lambda_comes_back() -> None:
          "chances from 0.75 to 1.05: density - epsilon must be above 0, density + epsilon at most 1"),
         ("nuslerp", "{weight: 1, nuslerp_row_wise: true}", "weight: 1",
          "'nuslerp_row_wise' has no effect: with nuslerp_flatten a tensor is one vector; remove it"),
-        ("ties", "density: 0", "density: 0.5", "density: 0 should be greater than 0"),
+        ("ties", "density: -0.1", "density: 0.5", "density: -0.1 should be greater than or equal to 0"),
         ("magmax", "lambda: 0", "", "lambda: 0 should be greater than 0"),
         ("opcm", "alpha: 2", "", "alpha: 2 should be less than or equal to 1"),
         ("dop", "{history: all, alpha: 0.5}", "", f"'alpha' has no effect: {ALL}; remove it"),

@@ -115,6 +115,20 @@ def test_at_density_1_nothing_is_trimmed(name: str, plain: str, normalize: bool)
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize(
+    "name", ["ties", "dare_linear", "dare_ties", "della_linear", "della", "breadcrumbs", "breadcrumbs_ties"]
+)
+def test_a_model_of_density_0_has_no_say(name: str) -> None:
+    """As where a gradient over the layers begins with nothing."""
+    base, models = family(6, 7, count=2)
+    method = methods.find(name)
+    given = [method.parameters.model_validate({"density": density}) for density in (0.0, 1.0)]
+    rule = method.rule_for(given[0], "w", Role.LINEAR, (6, 7))
+    both, alone = fold(rule, given, base, models)[0], fold(rule, given[1:], base, models[1:])[0]
+    assert torch.allclose(both, alone, atol=1e-6)
+    assert torch.equal(fold(rule, given[0], base, models[:1])[0], base)
+
+
 def test_a_mean_of_task_vectors_by_hand() -> None:
     """Weights 1 and 3 on 4 and 8: (4 + 24) / 4 = 7, times lambda; a merged one goes on as the mean that it is."""
     method = methods.find("task_arithmetic")

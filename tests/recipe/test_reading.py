@@ -13,7 +13,7 @@ from dopkit.errors import RecipeError
 from dopkit.recipe.reading import load_recipe, parse_recipe
 
 GOOD = "base_model: u/base\nmerge_method: dop\nmodels:\n  - u/a\n  - u/b\n"  # five lines
-KEYS = "base_model, merge_method, models, parameters, dtype, out_dtype, order, seed, heads, copy, repo_id"
+KEYS = "base_model, merge_method, models, parameters, dtype, out_dtype, order, seed, heads, copy, output, rank, repo_id"
 EXACT = "solver: exact solves in closed form for a fixed alpha"
 
 
@@ -226,7 +226,7 @@ def test_a_long_value_is_cut() -> None:
 
 def test_an_unknown_method() -> None:
     (problem,) = problems(GOOD.replace("dop", "dop-2") + "parameters: {anything: 1}\n")
-    assert problem.startswith("line 2: unknown method 'dop-2' (did you mean 'dop'? known: arcee_fusion, average, br")
+    assert problem.startswith("line 2: unknown method 'dop-2' (did you mean 'dop'? known: ace, arcee_fusion, average")
 
 
 def test_a_base_that_is_missing() -> None:
@@ -422,3 +422,18 @@ def test_an_adapter_stands_beside_a_model() -> None:
     for adapter, said in (("user/c+user/d", "names an adapter of an adapter"), ("c:d", "is neither a Hub repository")):
         with pytest.raises(RecipeError, match=f"line 4: .*{said}"):
             parse_recipe(text.replace("user/x", adapter))
+
+
+def test_a_rank_goes_with_an_adapter_as_the_output() -> None:
+    text = "merge_method: average\nmodels: [u/a]\noutput: adapter\nrank: 8\n"
+    recipe = parse_recipe(text)
+    assert (recipe.output, recipe.rank) == ("adapter", 8)
+    assert parse_recipe(recipe.to_yaml(Path())) == recipe
+    for wrong, said in (
+        (text.replace("output: adapter\n", ""), "line 3: 'rank' has no effect without `output: adapter`"),
+        (text.replace("8", "0"), "line 4: "),
+        (text.replace("adapter", "lora"), "line 3: "),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            parse_recipe(wrong)
+        assert said in str(caught.value)
