@@ -155,7 +155,7 @@ def _planned(
         rule = CUT if joined.rank < joined.together else JOINED
         role = Role.EMBEDDING if joined.embedding else Role.CONV1D if joined.outputs_last else Role.LINEAR
         for name, shape in ((joined.a, joined.a_shape), (joined.b, joined.b_shape)):
-            jobs[name] = TensorJob(name, joined.tensor, role, rule, dtype, shape, (), None)
+            jobs[name] = TensorJob(name, joined.tensor, role, rule, dtype, shape, (), None, name)
     tensors = [(job.name, job.dtype, job.shape) for job in jobs.values()]
     # PEFT reads one file, whatever its size
     whole = max(1, sum(job.nbytes for job in jobs.values()))
