@@ -21,7 +21,7 @@ MakeRecipe = Callable[..., dopkit.Recipe]
 
 
 def job(shape: tuple[int, ...], rule: methods.Rule, count: int) -> TensorJob:
-    return TensorJob("w", "w", Role.LINEAR, rule, "F32", shape, ("w",) * count, "w")
+    return TensorJob("w", "w", Role.LINEAR, rule, "F32", shape, ("w",) * count, "w", "w")
 
 
 def test_every_model_counts_in_the_memory_of_a_joint_merge() -> None:
