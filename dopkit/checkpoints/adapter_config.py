@@ -29,7 +29,7 @@ _READ = frozenset((
     "modules_to_save", "target_parameters", "trainable_token_indices", "init_lora_weights", "ensure_weight_tying",
 ))  # fmt: skip
 # Initialisations that take a part out of the base's own weights: such an adapter fits no other copy of the base.
-_TAKES_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_TAKES_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
