@@ -205,11 +205,12 @@ def _own_config(base: Shared, placed: Placed) -> Mapping[str, Any] | None:
     if base.config is None:
         return None
     heads = [name for name in placed.own if name in base.specs and base.names.role(name) is Role.HEAD]
-    rows = {(base.specs[name].rows, placed.own[name].rows) for name in heads}
+    rows = {pair for name in heads if len(set(pair := (base.specs[name].rows, placed.own[name].rows))) == 2}
     labels = len(base.config.get("id2label") or ()) or base.config.get("num_labels") or _LABELS_BY_DEFAULT
-    if len(rows) != 1 or (pair := rows.pop())[0] != labels or pair[1] == labels:
+    if [before for before, _ in rows] != [labels]:
         return base.config
-    named = {str(label): f"LABEL_{label}" for label in range(pair[1])}
+    ((_, own),) = rows
+    named = {str(label): f"LABEL_{label}" for label in range(own)}
     kept = {key: value for key, value in base.config.items() if key not in ("id2label", "label2id", "num_labels")}
     return {**kept, "id2label": named, "label2id": {name: int(label) for label, name in named.items()}}
 
