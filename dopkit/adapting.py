@@ -24,7 +24,7 @@ from dopkit.checkpoints.files import ADAPTER
 from dopkit.checkpoints.joining import Joined, adapter_config, factors, join
 from dopkit.checkpoints.reading import bytes_of, torch_dtype
 from dopkit.errors import CheckpointError, MergeError, PlanError, Problem, VerificationError, count
-from dopkit.measure import peak_resident_bytes, resident_bytes
+from dopkit.measure import available_bytes, peak_resident_bytes, resident_bytes
 from dopkit.methods import Cut, Rule
 from dopkit.methods.coefficients import coefficients
 from dopkit.methods.costs import copies, elementwise_effort
@@ -118,9 +118,15 @@ def _prepared(
         if problems:
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
         made = _planned(recipe, adapters, modules, seed)
-        if made.disk_bytes > output.free_bytes():
-            what = f"{show_size(made.disk_bytes)} needed, {show_size(output.free_bytes())} there"
-            raise PlanError("cannot merge: 1 problem", [Problem("", f"too little disk space: {what}")])
+        memory = min(available_bytes(), options.max_memory or available_bytes())
+        room = (("disk space", made.disk_bytes, output.free_bytes()), ("memory", made.memory_bytes, memory))
+        short = [
+            Problem("", f"too little {what}: {show_size(need)} needed, {show_size(have)} there")
+            for what, need, have in room
+            if need > have
+        ]
+        if short:
+            raise PlanError(f"cannot merge: {count(len(short), 'problem')}", short)
         yield _Prepared(made, adapters, weights, modules)
 
 
@@ -130,6 +136,7 @@ def _without_effect(recipe: Recipe, options: Options) -> Iterator[Problem]:
         "heads": recipe.heads is not None,
         "copy": bool(recipe.copied),
         "--stream": options.stream,
+        "--device": options.device not in ("auto", "cpu"),
         "--save-steps": options.save_steps,
         "--keep-state": options.keep_state,
         "--tasks": options.tasks is not None,

@@ -42,6 +42,7 @@ def make_adapter(
     with peft_warnings():
         loader = model_class or transformers.AutoModelForCausalLM
         model = loader.from_pretrained(base, dtype=torch.float32)
+        torch.manual_seed(seed)
         adapted = peft.get_peft_model(model, peft.LoraConfig(**{**LORA, **config}))
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in adapted.named_parameters():

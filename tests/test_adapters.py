@@ -217,6 +217,27 @@ def test_plan_and_run_at_the_command_line(adapted: Path, tmp_path: Path, monkeyp
     assert f"{adapted}/base+{adapted}/a1" in result.stdout
 
 
+def test_heads_of_other_sizes_are_kept_and_load(tmp_path: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    tiny.make_vit(tmp_path / "base", labels=5)
+    for labels in (2, 7):
+        own = tiny.make_vit(tmp_path / f"own{labels}", labels=labels)
+        make_adapter(
+            own, tmp_path / f"a{labels}", AutoModelForImageClassification, seed=labels,
+            target_modules=["q_proj"], modules_to_save=["classifier"],
+        )  # fmt: skip
+    text = "base_model: ./base\nmerge_method: average\nmodels: [./a2, ./a7]\nheads: {}\n"
+    dopkit.run(dopkit.parse_recipe(text.format("per-task"), folder=tmp_path), tmp_path / "out")
+    for labels in (2, 7):
+        stored = load_file(tmp_path / f"a{labels}" / "adapter_model.safetensors")
+        model = dopkit.load(tmp_path / "out", head=f"a{labels}")
+        assert torch.equal(model.classifier.weight, stored["base_model.model.classifier.weight"])
+        assert len(model.config.id2label) == labels
+    dopkit.run(dopkit.parse_recipe(text.format("base"), folder=tmp_path), tmp_path / "kept")
+    assert torch.equal(tiny.read(tmp_path / "kept")["classifier.bias"], tiny.read(tmp_path / "base")["classifier.bias"])
+
+
 def test_heads_of_adapters_are_kept(tmp_path: Path) -> None:
     from transformers import AutoModelForImageClassification
 

@@ -249,6 +249,13 @@ def test_what_cannot_be_one_adapter_is_refused(adapted: Path, tmp_path: Path) ->
         "  ./base+/embedding: stores a whole embedding beside its factors: model.embed_tokens.weight",
         "    Save it with `save_embedding_layers=False`, if that embedding was not trained or resized.",
     ]
+    assert refusal(recipe(adapted, output="adapter"), device="mps", max_memory=1_000) == [
+        "cannot merge: 1 problem",
+        "  --device: does not go with `output: adapter`",
+        "    Leave it out.",
+    ]
+    (short,) = refusal(recipe(adapted, output="adapter"), max_memory=1_000)[1:]
+    assert short.startswith("  too little memory: 80 MB needed, 1 kB there")
     weights = WEIGHTS.replace("weight: 2", "weight: 1")
     sums = recipe(adapted, "linear", weights, parameters={"normalize": False}, output="adapter")
     assert refusal(sums)[1] == (

@@ -61,3 +61,12 @@ def test_an_error_as_one_problem_among_others() -> None:
     error = DopkitError("cannot read it", [Problem("a file", "is short", "Fetch it again."), Problem("", "more")])
     assert error.as_problem() == Problem("", "cannot read it: a file: is short", "Fetch it again.")
     assert DopkitError("gone").as_problem() == Problem("", "gone")
+
+
+def test_an_error_as_all_of_its_problems() -> None:
+    error = DopkitError("cannot read it", [Problem("a file", "is short", "Fetch it again."), Problem("", "more")])
+    assert error.as_problems() == [
+        Problem("cannot read it: a file", "is short", "Fetch it again."),
+        Problem("cannot read it", "more"),
+    ]
+    assert DopkitError("gone").as_problems() == [Problem("", "gone")]

@@ -9,7 +9,7 @@ import hashlib
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dopkit.checkpoints import files
 from dopkit.checkpoints.adapter_config import CONFIG, AdapterConfig, read_adapter_config
@@ -22,6 +22,7 @@ from dopkit.checkpoints.repository import open_repository
 from dopkit.checkpoints.shared import Shared
 from dopkit.errors import CheckpointError, Problem, count
 from dopkit.refs import ModelRef
+from dopkit.roles import Role
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,8 @@ class AdapterCheckpoint(Checkpoint):
     def __init__(
         self, ref: ModelRef, base: Shared, adapter: Checkpoint, placed: Placed, lora: AdapterConfig, config_text: str
     ) -> None:
-        super().__init__(ref, {**base.specs, **placed.own}, base.config, base.side_files, "")
+        specs = {**base.specs, **placed.own}
+        super().__init__(ref, specs, _own_config(base, placed), base.side_files, "")
         facts = hashlib.sha256(f"{adapter.identity}\0{config_text}".encode()).hexdigest()
         own = adapter.identity if adapter.ref.repo else f"sampled:{facts}"
         self.identity = f"{own}+{base.identity}"
@@ -193,6 +195,24 @@ def open_adapter(ref: ModelRef, base: Shared) -> AdapterCheckpoint:
         placed.notes.append(f"{count(len(parts.copies), 'tensor')} {what}")
     placed.notes = [f"{shown}: {note}" for note in (*_summary(placed, base), *_other_base(config, base), *placed.notes)]
     return AdapterCheckpoint(ref, base, opened, placed, config, text)
+
+
+_LABELS_BY_DEFAULT = 2  # transformers leaves them out of a config.json
+
+
+def _own_config(base: Shared, placed: Placed) -> Mapping[str, Any] | None:
+    """The base's config, with as many labels as the adapter's own classifier has outputs."""
+    if base.config is None:
+        return None
+    heads = [name for name in placed.own if name in base.specs and base.names.role(name) is Role.HEAD]
+    rows = {pair for name in heads if len(set(pair := (base.specs[name].rows, placed.own[name].rows))) == 2}
+    labels = len(base.config.get("id2label") or ()) or base.config.get("num_labels") or _LABELS_BY_DEFAULT
+    if [before for before, _ in rows] != [labels]:
+        return base.config
+    ((_, own),) = rows
+    named = {str(label): f"LABEL_{label}" for label in range(own)}
+    kept = {key: value for key, value in base.config.items() if key not in ("id2label", "label2id", "num_labels")}
+    return {**kept, "id2label": named, "label2id": {name: int(label) for label, name in named.items()}}
 
 
 def _config_text(adapter: Checkpoint) -> str:

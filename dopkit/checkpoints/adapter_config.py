@@ -29,7 +29,7 @@ _READ = frozenset((
     "modules_to_save", "target_parameters", "trainable_token_indices", "init_lora_weights", "ensure_weight_tying",
 ))  # fmt: skip
 # Initialisations that take a part out of the base's own weights: such an adapter fits no other copy of the base.
-_TAKES_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
+_TAKES_FROM_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ class AdapterConfig:
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def saves(self, module: str) -> bool:
-        """Whether the whole module was trained and stored."""
-        return any(module == name or module.endswith(f".{name}") for name in self.modules_to_save)
+        """Whether the module was trained and stored whole, by itself or as a part of another: PEFT asks for endings."""
+        words = module.split(".")
+        around = [".".join(words[: number + 1]) for number in range(len(words))]
+        return any(one.endswith(name) for one in around for name in self.modules_to_save)
 
     def tokens_of(self, module: str) -> tuple[int, ...]:
         """The rows of an embedding that were trained alone, in the order they are stored in."""

@@ -44,17 +44,24 @@ class Names:
     def role(self, name: str) -> Role:
         return self._skeleton.roles[name].role
 
-    def find(self, parameters: Iterable[str]) -> dict[str, str]:
-        """The base's tensor of each parameter, named as inside some class; without those that it has none for."""
+    def find(self, parameters: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+        """The base's tensor of each parameter, named as inside some class; without those that it has none for.
+
+        Also those that it has only as the tensor of another parameter, which they are tied to.
+        """
         parameters = list(dict.fromkeys(parameters))
-        roles = skeleton.build(self._config, dict.fromkeys(parameters, (1, 1))).roles
-        found = {}
+        # A twin is told from the one it is tied to only where both are asked for.
+        asked = [*parameters, *self._skeleton.tied.values()]
+        roles = skeleton.build(self._config, dict.fromkeys(asked, (1, 1))).roles
+        found, twins = {}, set()
         for parameter in parameters:
             canonical = roles[parameter].canonical
-            name = self._by_canonical.get(canonical) or self._by_canonical.get(self._skeleton.tied.get(canonical, ""))
+            if (name := self._by_canonical.get(canonical)) is None:
+                name = self._by_canonical.get(self._skeleton.tied.get(canonical, ""))
+                twins.add(parameter)
             if name is not None:
                 found[parameter] = name
-        return found
+        return found, twins & found.keys()
 
     def twins(self, name: str) -> list[str]:
         """The base's other tensors that are tied to this one."""
@@ -107,7 +114,7 @@ class _Placing:
             plain = without_wrappers(module)
             wanted += [f"{plain}.weight", f"{plain}.bias"]
             wanted += [f"{plain}.{parameter.rpartition('.')[2]}" for parameter in config.target_parameters]
-        self._found = base.find(wanted)
+        self._found, self._twins = base.find(wanted)
 
     def run(self) -> None:
         for parameter, tensor in self._parts.whole.items():
@@ -153,8 +160,10 @@ class _Placing:
             self.placed.own[target] = replace(spec, name=target)
 
     def _is_twin(self, parameter: str, name: str) -> bool:
-        """Whether the base holds the parameter only as another one that shares its storage."""
-        return self._base.is_tied(name) and self._config.saves(parameter.rpartition(".")[0])
+        """Whether the base ties the parameter to another one, and the adapter trained one of the two."""
+        return parameter in self._twins or (
+            self._base.is_tied(name) and self._config.saves(parameter.rpartition(".")[0])
+        )
 
     def _place_factors(self, module: str, factors: Mapping[str, str]) -> None:
         embedding = "embedding A" in factors or "embedding B" in factors
