@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dopkit.linalg import spectra
 from dopkit.methods.continual_parameters import NullspaceParameters
-from dopkit.methods.finite import refuse_not_finite
-from dopkit.methods.fold import BaseAndMerged, Context, TaskVectorFold
+from dopkit.methods.fold import Context
+from dopkit.methods.projecting import ProjectingFold
 from dopkit.roles import TRANSPOSED
 
 
-class Nullspace(TaskVectorFold):
+class Nullspace(ProjectingFold):
     """The fold of one 2-D matrix, (out, in), or (in, out) for Role.CONV1D: W = Wm + tau (I - V V^T).
 
     V holds the leading right singular vectors of Wm - W0 that hold ``svd_epsilon`` of the sum of its singular values.
@@ -25,28 +25,14 @@ class Nullspace(TaskVectorFold):
     * A value that is not finite: MergeError.
     """
 
-    def step(self, state: BaseAndMerged, incoming: Tensor, ctx: Context) -> BaseAndMerged:
-        """Add what of ``incoming`` lies outside.
-
-        Records step, rank_merged (directions kept free), and the Frobenius norms norm_incoming (of tau) and norm_added.
-        Raises MergeError when a matrix holds NaN or infinity.
-        """
+    def project(self, tau: Tensor, merged: Tensor, ctx: Context) -> int:
+        """Take from ``tau`` what acts on the inputs that the merged task vector uses; return how many directions."""
         parameters = ctx.parameters
         assert isinstance(parameters, NullspaceParameters)
-        refuse_not_finite(base=state.base, merged=state.merged, incoming=incoming)
-        dtype = spectra.working_dtype(incoming.device)
-        tau = incoming.to(dtype, copy=True).sub_(state.base)
-        del incoming
-        norm = float(tau.norm())
-        merged = state.merged.to(dtype, copy=True).sub_(state.base)
-        rank = 0
-        if bool(merged.any()):
-            turned = ctx.role in TRANSPOSED
-            found = spectra.triplets(merged.mT if turned else merged)
-            del merged
-            rank = spectra.energy_rank(found.values, parameters.svd_epsilon, parameters.rank_rule)
-            used, acting = found.right[:rank], tau.mT if turned else tau
-            acting.addmm_(acting @ used.mT, used, alpha=-1)
-        ctx.record({"step": ctx.step, "rank_merged": rank, "norm_incoming": norm, "norm_added": float(tau.norm())})
-        state.merged.copy_(tau.add_(state.merged))  # rounds once
-        return state
+        turned = ctx.role in TRANSPOSED
+        found = spectra.triplets(merged.mT if turned else merged)
+        del merged
+        rank = spectra.energy_rank(found.values, parameters.svd_epsilon, parameters.rank_rule)
+        used, acting = found.right[:rank], tau.mT if turned else tau
+        acting.addmm_(acting @ used.mT, used, alpha=-1)
+        return rank

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dopkit.linalg import spectra
 from dopkit.methods.continual_parameters import OpcmParameters
-from dopkit.methods.finite import refuse_not_finite
-from dopkit.methods.fold import BaseAndMerged, Context, TaskVectorFold
+from dopkit.methods.fold import Context
+from dopkit.methods.projecting import ProjectingFold
 
 
-class Opcm(TaskVectorFold):
+class Opcm(ProjectingFold):
     """The fold of one 2-D matrix, in either orientation.
 
     With D = Wm - W0 = U S V^T, all triplets that can be told from zero, and tau = Wt - W0:
@@ -33,34 +33,15 @@ class Opcm(TaskVectorFold):
     * A value that is not finite: MergeError.
     """
 
-    def step(self, state: BaseAndMerged, incoming: Tensor, ctx: Context) -> BaseAndMerged:
-        """Add the projection of ``incoming``.
-
-        Records step, rank_merged (r), and the Frobenius norms norm_incoming (of tau) and norm_added (of what is left
-        of it). Raises MergeError when a matrix holds NaN or infinity.
-        """
+    def project(self, tau: Tensor, merged: Tensor, ctx: Context) -> int:
+        """Subtract U K V^T from ``tau``; return r."""
         parameters = ctx.parameters
         assert isinstance(parameters, OpcmParameters)
-        refuse_not_finite(base=state.base, merged=state.merged, incoming=incoming)
-        dtype = spectra.working_dtype(incoming.device)
-        tau = incoming.to(dtype, copy=True).sub_(state.base)
-        del incoming
-        norm = float(tau.norm())
-        rank = _project(tau, state.merged.to(dtype, copy=True).sub_(state.base), parameters)
-        ctx.record({"step": ctx.step, "rank_merged": rank, "norm_incoming": norm, "norm_added": float(tau.norm())})
-        state.merged.copy_(tau.add_(state.merged))  # rounds once
-        return state
-
-
-def _project(tau: Tensor, merged: Tensor, parameters: OpcmParameters) -> int:
-    """Subtract U K V^T from ``tau``; return r."""
-    if not bool(merged.any()):
-        return 0
-    found = spectra.triplets(merged)
-    del merged
-    rank = spectra.energy_rank(found.values, parameters.alpha, parameters.rank_rule)
-    within = found.left.mT @ tau @ found.right.mT
-    removed = torch.diag(within.diagonal())
-    removed[:rank, :rank] = within[:rank, :rank]
-    tau.addmm_(found.left @ removed, found.right, alpha=-1)
-    return rank
+        found = spectra.triplets(merged)
+        del merged
+        rank = spectra.energy_rank(found.values, parameters.alpha, parameters.rank_rule)
+        within = found.left.mT @ tau @ found.right.mT
+        removed = torch.diag(within.diagonal())
+        removed[:rank, :rank] = within[:rank, :rank]
+        tau.addmm_(found.left @ removed, found.right, alpha=-1)
+        return rank
