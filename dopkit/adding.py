@@ -182,8 +182,12 @@ def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str,
 def _growth_problems(old: EarlierMerge, more: int, from_experts: bool) -> list[Problem]:
     """Why so many models cannot come in: the method takes fewer, or it must see all of them at once."""
     method, most = old.recipe.method, old.recipe.method.most_models
+    if old.recipe.parts:
+        return [Problem("", f"{old.ref.short} was put together from slices of layers, so nothing can be added to it")]
     if most is not None and len(old.recipe.models) + more > most:
         return [Problem("", f"{method.name} takes {count(most, 'model')}, and {old.ref.short} holds them")]
+    others = [one.method for one in old.recipe.overrides if not one.method.grows]
+    method = others[0] if others else method
     if not method.grows and not from_experts:
         what = f"{method.name} merges all models at once: what was merged does not tell what went in"
         return [Problem("", what, "Read the earlier models again with --from-experts.")]

@@ -30,6 +30,16 @@ TRANSPOSED = (Role.CONV1D, Role.EXPERTS_CONV1D)
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where a tensor stands among the layers of its model."""
+
+    stack: str = ""  # canonical name of the stack of layers that it belongs to, or is nearest to
+    layer: int | None = None  # its number in that stack; None for what is in no layer
+    depth: float = 0.0  # from 0 in the first layer to 1 in the last one; 0 for what is in no layer, as in mergekit
+    behind: bool = False  # comes after the stack, and is no part of it
+
+
+@dataclass(frozen=True)
 class TensorRole:
     """One checkpoint tensor as its model sees it."""
 
@@ -39,3 +49,4 @@ class TensorRole:
     # Set when several checkpoint tensors are fused into one parameter on loading (experts of a
     # mixture): the tensor is still merged as it lies on disk.
     fused: bool = False
+    standing: Standing = Standing()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from dopkit import skeleton
 from dopkit.checkpoints import Checkpoint
 from dopkit.errors import PlanError, Problem, count
 from dopkit.opening import look_at_all, merged_twice, open_all
@@ -27,7 +28,7 @@ class Sources:
     plan: Plan
     donor: Checkpoint
     models: Sequence[Checkpoint]  # in merge order
-    donor_model: Model
+    donor_model: Model  # with the config of the result where slices give that other layers
 
     @property
     def distinct(self) -> list[Checkpoint]:
@@ -68,9 +69,26 @@ def open_sources(
         in_order = [entry.model for entry in recipe.models]
         planned = [models[ref] for ref in in_order]
         plan = build(recipe, models[recipe.donor], planned, room, max_shard_size, seed, problems, stream, wanted)
+        donor = _with_layers(models[recipe.donor], plan)
         if plan.streamed:
             checkpoints = {ref: checkpoint.streamed() for ref, checkpoint in checkpoints.items()}
             for checkpoint in checkpoints.values():
                 stack.callback(checkpoint.close)
         in_hand = [checkpoints[ref] for ref in in_order]
-        yield Sources(plan, checkpoints[recipe.donor], in_hand, models[recipe.donor])
+        yield Sources(plan, checkpoints[recipe.donor], in_hand, donor)
+
+
+def _with_layers(donor: Model, plan: Plan) -> Model:
+    """The donor with the config of the result, where that has other layers. Raises PlanError when none would load."""
+    if not plan.layers or donor.config is None:
+        return donor
+    config = skeleton.resized(donor.config, plan.layers)
+    shown = donor.source.ref.short
+    if config is None:
+        what = f"no entry of its config.json sets the number of layers in {', '.join(plan.layers)}"
+        raise PlanError("cannot merge: 1 problem", [Problem(shown, what)])
+    check = skeleton.check_loads(config, {job.name: job.shape for job in plan.jobs})
+    if check.problems:
+        headline = f"cannot merge: the layers do not make a {donor.skeleton.class_name}"
+        raise PlanError(headline, list(check.problems))
+    return replace(donor, config=config)

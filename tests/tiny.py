@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 Tensors = dict[str, torch.Tensor]
 
 
-def make_llama(folder: Path, tied: bool = False, dtype: torch.dtype = torch.bfloat16, shards: bool = True) -> Path:
-    """A Llama of 2 layers, 16 wide, vocabulary 64; by default bfloat16 in two or three shards."""
+def make_llama(
+    folder: Path, tied: bool = False, dtype: torch.dtype = torch.bfloat16, shards: bool = True, layers: int = 2
+) -> Path:
+    """A Llama of some ``layers``, 16 wide, vocabulary 64; by default bfloat16 in two or three shards."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=layers, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=32, tie_word_embeddings=tied, pad_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)

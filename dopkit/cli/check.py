@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from dopkit.cli.output import json_option, show_json
+from dopkit.errors import count
 
 
 @click.command(short_help="Check a recipe alone, offline.")
@@ -18,11 +19,20 @@ def check(recipe: str, as_json: bool) -> None:
     from pathlib import Path
 
     from dopkit.hub_recipes import load_recipe
+    from dopkit.recipe.dialect import differences, is_mergekits
 
     loaded = load_recipe(recipe)
+    different = list(differences(loaded)) if is_mergekits(loaded) else None
     if as_json:
-        show_json({"recipe": loaded.to_data(Path(recipe).absolute().parent)})
+        show_json({"recipe": loaded.to_data(Path(recipe).absolute().parent), "unlike_mergekit": different})
         return
-    models = len(loaded.models)
-    click.echo(f"{recipe} is well-formed: {loaded.merge_method} over {models} model{'s' if models > 1 else ''}")
+    click.echo(f"{recipe} is well-formed: {loaded.merge_method} over {count(len(loaded.models), 'model')}")
+    if different:
+        click.echo("mergekit 0.1.5 takes it too, and differs in this:")
+        for one in different:
+            click.echo(f"  {one}")
+    elif different is not None:
+        click.echo("mergekit 0.1.5 takes it too, and gives the same but for rounding")
+    for note in loaded.notes if different is None else ():
+        click.echo(f"note: {note}")
     click.echo("`dopkit plan` looks at the models themselves")

@@ -36,6 +36,7 @@ def show(made: Any, as_json: bool, verbose: bool) -> None:
         show_json(as_data(made))
         return
     _sources(made)
+    _layers(made.recipe.parts)
     _rules(made)
     if verbose:
         _tensors(made)
@@ -66,6 +67,26 @@ def _sources(made: Any) -> None:
     click.echo(table(rows, right=(2,)) + "\n")
     if made.continues:
         click.echo(_going_on(made) + "\n")
+
+
+def _layers(parts: Any) -> None:
+    """Which layers come from where."""
+    rows = []
+    for part in parts:
+        start = 0
+        for piece in part.slices:
+            first = piece.sources[0].layers
+            stop = start + (first[1] - first[0]) if first else None
+            taken = [f"{one.model.name} {_range(*one.layers)}" if one.layers else one.model.name
+                     for one in piece.sources]  # fmt: skip
+            rows.append((part.module or "layers", "all" if stop is None else _range(start, stop), " + ".join(taken)))
+            start = stop or 0
+    if rows:
+        click.echo(table([("part", "layers", "from"), *rows]) + "\n")
+
+
+def _range(start: int, stop: int) -> str:
+    return f"{start}-{stop - 1}" if stop - start > 1 else str(start)
 
 
 def _going_on(made: Any) -> str:
@@ -103,16 +124,32 @@ def _of_head(head: Any) -> str:
 
 def _tensors(made: Any) -> None:
     place = {tensor.name: (shard.file, tensor.offset) for shard in made.shards for tensor in shard.tensors}
-    rows = [("tensor", "shape", "dtype", "role", "rule", "file", "offset")]
+    rows = [("tensor", "shape", "dtype", "role", "rule", "file", "offset", *_varying(made))]
     for job in made.jobs:
         file, offset = place[job.name]
-        rows.append((job.name, show_shape(job.shape), job.dtype, str(job.role), job.rule.name, file, str(offset)))
+        row = (job.name, show_shape(job.shape), job.dtype, str(job.role), job.rule.name, file, str(offset))
+        rows.append((*row, *(_in_force(job, name) for name in _varying(made))))
     click.echo(table(rows, right=(6,)) + "\n")
     for head in made.heads:
         for spec in head.tensors:
             click.echo(f"kept: {spec.name} of {head.ref.short}, {show_shape(spec.shape)} {spec.dtype}, in {head.file}")
     for one in made.dropped:
         click.echo(f"left out: {one.name} of {one.ref.short} ({one.why})")
+
+
+def _varying(made: Any) -> list[str]:
+    """The parameters that are not the same for every tensor, or not for every model."""
+    if made.recipe.settled:
+        return []
+    own = [one.given() for job in made.jobs for one in job.parameters]
+    return sorted({name for given in own for name in given if any(given[name] != one.get(name) for one in own)})
+
+
+def _in_force(job: Any, name: str) -> str:
+    """A parameter's value for one tensor, or that of every model where they differ."""
+    values = [one.in_force().get(name) for one in job.parameters]
+    shown = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in values if value is not None]
+    return shown[0] if len(set(shown)) == 1 else ", ".join(shown)
 
 
 def _continues(before: Any) -> dict[str, Any]:

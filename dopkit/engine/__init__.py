@@ -57,11 +57,6 @@ class Engine:
         self._devices = devices
         self._progress = progress
         self._state = state
-        self._parameters = [plan.recipe.parameters_for(index) for index in range(len(models))]
-        before = plan.continues
-        earlier = [before.recipe.parameters_for(index) for index in range(before.step)] if before else []
-        # Of every model that is in the result, in merge order; of those merged before in what they were merged with.
-        self._all_parameters = (*earlier, *(self._parameters[1:] if before else self._parameters))
         self._model_names = told_apart([source.ref.name for source in plan.merged_models])
 
     def run(self) -> None:
@@ -101,7 +96,7 @@ class Engine:
             for part in self._packed(job):
                 assert self._state is not None
                 yield self._state, state_name(job, part)
-            models = list(zip(self._models, job.names, strict=True))
+            models = [(self._models[one.model], one.name) for one in job.inputs]
             yield from models[1:] if self._packed(job) else models
 
     def _packed(self, job: TensorJob) -> list[str]:
@@ -164,17 +159,17 @@ class _Work:
 
     def _contexts(self, index: int, rows: tuple[int, int]) -> Iterator[Context]:
         """What the method may know at each step, for one part of the tensor."""
-        engine, job = self._engine, self._job
-        for step, own in enumerate(engine._parameters, start=self._plan.first_step):
+        engine, job, before = self._engine, self._job, self._plan.first_step - 1
+        for step, (one, own) in enumerate(zip(job.inputs, job.parameters, strict=True), start=before + 1):
             yield Context(
                 own,
                 job.role,
                 step,
                 self._recorder(index),
-                models=engine._all_parameters[:step],
+                models=job.all_parameters[:step],
                 seed=self._plan.recipe.seed or 0,
                 tensor=job.canonical,
-                model=engine._model_names[step - 1],
+                model=engine._model_names[before + one.model],
                 offset=rows[0] * (job.numel // max(1, job.rows)),
             )
 
@@ -184,8 +179,9 @@ class _Work:
         contexts = list(self._contexts(index, rows))
         tensors = [self._next_model(base, context.step) for context in contexts]
         for step in sorted(self._outputs.models):
+            number = len(tensors) - (self._plan.last_step - step)
             try:
-                merged = joint.merge(base, tensors[:step], contexts[:step])
+                merged = joint.merge(base, tensors[:number], contexts[:number])
             except MergeError as error:
                 raise explained(self._job, self._engine._inputs(self._job), error) from error
             self._write(step, base, merged)
@@ -195,16 +191,17 @@ class _Work:
         base = self._up(next(self._ahead)) if self._job.base is not None else None
         state: Any = None
         first = self._plan.first_step
+        # What a slice of layers is merged from may be fewer models than there are: its last one is the last step.
+        skipped = self._plan.last_step - first - len(self._job.inputs) + 1
         for context in self._contexts(index, rows):
-            step = context.step
             try:
-                if step == first:
+                if context.step == first:
                     state = self._begin(fold, base, context)
                 else:
-                    state = fold.step(state, self._next_model(base, step), context)
+                    state = fold.step(state, self._next_model(base, context.step), context)
             except MergeError as error:
                 raise explained(self._job, self._engine._inputs(self._job), error) from error
-            if step in self._outputs.models:
+            if (step := context.step + skipped) in self._outputs.models:
                 self._write(step, base, fold.finish(state, context))
         if self._outputs.state is not None:
             for part, tensor in fold.pack(state).items():

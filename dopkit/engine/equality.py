@@ -64,8 +64,9 @@ def check_equal(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> 
 def _integers(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> Iterator[_Pair]:
     for job in plan.jobs:
         if job.rule is methods.EQUAL and job.base is not None:
-            for model, name in zip(models, job.names, strict=True):
-                yield _Pair((donor, job.base), (model, name), f"{name} ({job.dtype})", job.canonical)
+            for one in job.inputs:
+                other = (models[one.model], one.name)
+                yield _Pair((donor, job.base), other, f"{one.name} ({job.dtype})", job.canonical)
 
 
 def _twins(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint]) -> Iterator[_Pair]:

@@ -92,7 +92,7 @@ class _Work:
     @property
     def versions(self) -> list[tuple[Checkpoint, str]]:
         """The base and each model, and what the tensor is called there."""
-        return [(self.donor, self.job.donor), *zip(self.models, self.job.names, strict=True)]
+        return [(self.donor, self.job.donor), *((self.models[one.model], one.name) for one in self.job.inputs)]
 
     @property
     def has_ranks(self) -> bool:
@@ -128,7 +128,7 @@ class _Work:
         if self.has_ranks:
             m, n = sorted(self.job.shape[-2:])
             slices = self.job.numel / (m * n)
-            seconds += slices * len(self.models) * (4e-11 * m * m * n + 7e-11 * m**3)
+            seconds += slices * len(self.job.inputs) * (4e-11 * m * m * n + 7e-11 * m**3)
         return seconds
 
     @property
@@ -188,12 +188,12 @@ class _Work:
     def _ranks(self, ahead: ReadAhead, device: torch.device) -> list[float]:
         """Per model the rank of its task vector; the mean over the slices of fused experts."""
         assert self.energy is not None
-        ranks = torch.zeros(len(self.models), dtype=torch.float64)
+        ranks = torch.zeros(len(self.job.inputs), dtype=torch.float64)
         slices = 0
         for _ in self.matrices():
             slices += 1
             base = _matrix(next(ahead), device)
-            for index in range(len(self.models)):
+            for index in range(len(self.job.inputs)):
                 gram = _gram(base, _matrix(next(ahead), device))
                 # with all directions asked for, the eigenvalues alone are computed: a third of the time
                 values = spectra.leading_directions(gram, 1.0).values

@@ -29,6 +29,7 @@ class PassthroughParameters(Parameters):
     """mergekit's name."""
 
     per_model: ClassVar[frozenset[str]] = frozenset({"scale"})
+    whole_model: ClassVar[frozenset[str]] = frozenset()
 
     scale: float = Field(1.0, description="what the model is multiplied by")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from dopkit import layout
@@ -16,11 +16,22 @@ from dopkit.methods import Scale
 from dopkit.planning import outputs
 from dopkit.planning.continuation import Continuation
 from dopkit.planning.heads import Head
-from dopkit.planning.jobs import BLOCK_ELEMENTS, TensorJob
+from dopkit.planning.jobs import BLOCK_ELEMENTS, Input, TensorJob
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 
-__all__ = ["ARITHMETIC", "BLOCK_ELEMENTS", "Adapted", "Continuation", "Dropped", "Head", "Plan", "Source", "TensorJob"]
+__all__ = [
+    "ARITHMETIC",
+    "BLOCK_ELEMENTS",
+    "Adapted",
+    "Continuation",
+    "Dropped",
+    "Head",
+    "Input",
+    "Plan",
+    "Source",
+    "TensorJob",
+]
 
 # Raised whenever the same recipe would give other bytes: an unfinished merge is then not continued.
 ARITHMETIC = 1
@@ -84,6 +95,8 @@ class Plan:
     keeps_state: bool = False  # the state of every fold is written as well, so that `add` is exact
     continues: Continuation | None = None
     heads: tuple[Head, ...] = ()  # kept beside the merged backbone
+    # For each stack that is put together from slices, the layer of the first source that each of its layers is.
+    layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def output_bytes(self) -> int:
@@ -178,7 +191,11 @@ class Plan:
             "donor": self.donor.state,
             "models": [source.state for source in self.models],
             "continues": (on := self.continues) and [on.step, on.scale, on.kept, *on.norms],
-            "jobs": [[job.name, job.role, job.rule.name, job.base, *job.names] for job in self.jobs],
+            "settings": recipe.settings_data(),
+            "jobs": [
+                [job.name, job.role, job.rule.name, job.base, *((one.model, one.name) for one in job.inputs)]
+                for job in self.jobs
+            ],
             "shards": [[shard.file, hashlib.sha256(shard.header).hexdigest()] for shard in self.shards],
             "heads": [[head.name, *(spec.name for spec in head.tensors)] for head in self.heads],
         }

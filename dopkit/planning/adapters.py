@@ -16,7 +16,7 @@ def adapter_bytes(models: Sequence[Model], job: TensorJob) -> int:
 
     The base's part as it lies on disk, the part that is being made of it, and the factors of every adapter.
     """
-    pairs = [(model.source.adapted, name) for model, name in zip(models, job.names, strict=False)]
+    pairs = [(models[one.model].source.adapted, one.name) for one in job.inputs]
     factors = [adapted.factors.get(name, 0) for adapted, name in pairs if adapted is not None]
     if not factors:
         return 0

@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dopkit.methods import FLOAT32, Cut, Rule
+from dopkit.methods.parameters import Parameters
 from dopkit.roles import Role
 from dopkit.specs import Sized
 
 # Of an elementwise merge: 4 MiB in float32. Larger blocks are no faster, and the allocator keeps more of them.
 BLOCK_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Input:
+    """A tensor that goes into a merge."""
+
+    model: int  # its place in the plan's models
+    name: str  # in that model's spelling
 
 
 @dataclass(frozen=True)
@@ -24,9 +33,16 @@ class TensorJob(Sized):
     rule: Rule
     dtype: str  # as written
     shape: tuple[int, ...]
-    names: tuple[str, ...]  # in each model's spelling, in merge order; () for a copy
+    inputs: tuple[Input, ...]  # in merge order; () for a copy
     base: str | None  # in the donor's spelling, when the rule reads it
     donor: str  # in the donor's spelling, whatever the rule
+    parameters: tuple[Parameters, ...] = ()  # of the rule's method, for each of the inputs
+    earlier: tuple[Parameters, ...] = ()  # for each model that was merged before, when a merge goes on
+
+    @property
+    def all_parameters(self) -> tuple[Parameters, ...]:
+        """For every model of the result, in merge order; of those merged before in what they were merged with."""
+        return (*self.earlier, *self.parameters[1:]) if self.earlier else self.parameters
 
     @property
     def part_rows(self) -> int:
@@ -54,7 +70,7 @@ class TensorJob(Sized):
     @property
     def working_bytes(self) -> int:
         """Upper estimate of memory at work for one part: the method's tensors and those coming in."""
-        incoming = max(1, len(self.names)) if self.rule.joint else 1
+        incoming = max(1, len(self.inputs)) if self.rule.joint else 1
         in_float32 = self.rule.working_bytes(self.part_shape) + incoming * FLOAT32 * math.prod(self.part_shape)
         return 2 * in_float32 if self.working_dtype == "F64" else in_float32
 
@@ -80,4 +96,4 @@ class TensorJob(Sized):
     def effort(self) -> float:
         """Rough seconds of one core for the whole job: what it takes beside other jobs."""
         parts = self.numel / max(1, math.prod(self.part_shape))
-        return self.rule.effort(self.part_shape) * parts * max(1, len(self.names))
+        return self.rule.effort(self.part_shape) * parts * max(1, len(self.inputs))

@@ -15,6 +15,7 @@ from dopkit import methods
 from dopkit.errors import Problem, count
 from dopkit.planning import Dropped, Source
 from dopkit.planning.towers import class_of, tower_config
+from dopkit.recipe import settings
 from dopkit.roles import Role
 from dopkit.specs import MERGEABLE, TensorSpec
 from dopkit.units import show_shape
@@ -158,13 +159,19 @@ def dtype_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Itera
 
 def idle_patterns(recipe: Recipe, models: Iterable[Model]) -> Iterable[Problem]:
     """The recipe's name patterns that no tensor falls under: misspelt, or written for another architecture."""
+    models = list(models)
     known = sorted({role.canonical for model in models for role in model.skeleton.roles.values()})
-    for key, patterns in (("copy", recipe.copied), ("exclude", getattr(recipe.parameters, "exclude", ()))):
-        for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in known):
-                hint = methods.suggestion(pattern, known).strip()
-                remedy = f"Patterns are held against canonical names ({hint or f'such as {known[0]}'})."
-                yield Problem("", f"{key}: no tensor is called {pattern!r}", remedy if known else "")
+    spelled = {name for model in models for name in model.specs}
+    tied = {twin for model in models for twin in model.skeleton.tied}  # nothing to merge there, but no mistake either
+    for key, pattern in dict.fromkeys(recipe.patterns()):
+        if key in ("copy", "exclude"):
+            used = any(fnmatchcase(name, pattern) for name in known)
+        else:
+            used = settings.matches(pattern, (*known, *spelled, *tied))
+        if not used:
+            hint = methods.suggestion(pattern, known).strip()
+            remedy = f"Patterns are held against canonical names ({hint or f'such as {known[0]}'})."
+            yield Problem("", f"{key}: no tensor is called {pattern!r}", remedy if known else "")
 
 
 def matches(canonical: str, patterns: Iterable[str]) -> bool:

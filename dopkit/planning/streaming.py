@@ -97,9 +97,9 @@ def _names_read(plan: Plan, model: Model) -> Iterator[str]:
     for job in plan.jobs:
         if job.base is not None and plan.donor.ref.key == key:
             yield job.base
-        for source, name in zip(plan.models, job.names, strict=False):  # a copy has no names
-            if source.ref.key == key:
-                yield name
+        for one in job.inputs:
+            if plan.models[one.model].ref.key == key:
+                yield one.name
     for head in plan.heads:
         if head.ref.key == key:
             yield from (spec.name for spec in head.tensors)

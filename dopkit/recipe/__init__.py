@@ -6,6 +6,8 @@ mergekit's words where the meaning is equal. What a recipe means for real checkp
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 from dopkit import methods
 from dopkit.methods.parameters import Parameters
 from dopkit.recipe.document import write
+from dopkit.recipe.layers import Part, parts_to_data
+from dopkit.recipe.settings import Place, filters, matches, resolve, varies
 from dopkit.refs import ModelRef
+
+_SETTINGS: Any = {"parameters": True, "sources": {"__all__": {"parameters"}}}
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
@@ -38,14 +44,36 @@ class ModelEntry(_Frozen):
         return {**parts, "parameters": self.parameters} if self.parameters else parts
 
 
+class Override(_Frozen):
+    """Another method for the tensors that fall under a filter."""
+
+    filter: str
+    merge_method: str
+    parameters: SerializeAsAny[Parameters]
+    varying: dict[str, Any] = Field(default_factory=dict)  # as in Recipe
+
+    @property
+    def method(self) -> methods.Method:
+        return methods.find(self.merge_method)
+
+    def to_data(self) -> dict[str, Any]:
+        """The override as YAML data."""
+        data = {"filter": self.filter, "merge_method": self.merge_method}
+        parameters = {**self.parameters.in_force(), **self.varying}
+        return {**data, "parameters": parameters} if parameters else data
+
+
 class Recipe(_Frozen):
     """A checked recipe. Make one with ``load_recipe`` or ``parse_recipe``; fields are as in the YAML file."""
 
     name: str  # of the recipe file without its suffix: what the output folder is called
     base_model: ModelRef | None = None
     merge_method: str
-    models: tuple[ModelEntry, ...]
-    parameters: SerializeAsAny[Parameters]
+    models: tuple[ModelEntry, ...]  # with ``parts`` those that they name, each once
+    parameters: SerializeAsAny[Parameters]  # where one varies, with the first of its values
+    varying: dict[str, Any] = Field(default_factory=dict)  # those that are not the same for every tensor, as written
+    overrides: tuple[Override, ...] = ()  # the YAML key is `methods`
+    parts: tuple[Part, ...] = ()  # from `slices` or `modules`
     dtype: Dtype | None = None
     out_dtype: Dtype | None = None
     order: Literal["given", "shuffle"] = "given"
@@ -56,6 +84,7 @@ class Recipe(_Frozen):
     copied: tuple[str, ...] = ()
     output: Literal["model", "adapter"] = "model"
     rank: int | None = None  # the most that an adapter gets for each module
+    notes: tuple[str, ...] = ()  # what of the file was left out, and why; no part of the recipe
     # Where the result is published when asked to. No part of what is merged, so it is not written with it.
     repo_id: str | None = None
 
@@ -81,12 +110,60 @@ class Recipe(_Frozen):
             first.setdefault(ref.key, ref)
         return tuple(first.values())
 
+    @property
+    def settled(self) -> bool:
+        """Whether every tensor is merged by one method with the same parameters."""
+        own = (value for entry in self.models for value in entry.parameters.values())
+        return not (self.varying or self.overrides or self.parts or any(varies(value) for value in own))
+
+    def settings_data(self) -> dict[str, Any]:
+        """What makes tensors differ from one another, as data; nothing where all are merged alike."""
+        parts = [part.model_dump(include={"module": True, "parameters": True, "slices": {"__all__": _SETTINGS}})
+                 for part in self.parts]  # fmt: skip
+        overrides = [override.to_data() for override in self.overrides]
+        return {key: value for key, value in (("varying", self.varying), ("parts", parts), ("overrides", overrides))
+                if value}  # fmt: skip
+
+    def patterns(self) -> Iterator[tuple[str, str]]:
+        """Every name pattern and the key that it stands under."""
+        yield from (("copy", pattern) for pattern in self.copied)
+        yield from (("exclude", pattern) for pattern in getattr(self.parameters, "exclude", ()))
+        yield from (("methods", override.filter) for override in self.overrides)
+        slices = [piece for part in self.parts for piece in part.slices]
+        levels = [self.varying, *(one.varying for one in self.overrides), *(one.parameters for one in self.models)]
+        levels += [part.parameters for part in self.parts] + [piece.parameters for piece in slices]
+        levels += [source.parameters for piece in slices for source in piece.sources]
+        for level in levels:
+            for name, setting in level.items():
+                yield from ((name, pattern) for pattern in filters(setting))
+
+    def override_at(self, place: Place) -> Override | None:
+        """The first of ``overrides`` that a tensor falls under."""
+        return next((one for one in self.overrides if matches(one.filter, place.names)), None)
+
     def parameters_for(self, index: int) -> Parameters:
-        """The method's parameters at the step that folds in ``models[index]``."""
-        own = self.models[index].parameters
-        if not own:
-            return self.parameters
-        return type(self.parameters).model_validate({**self.parameters.given(), **own})
+        """The parameters at the step that folds in ``models[index]``, the same for every tensor (see ``settled``)."""
+        return self.parameters_at(Place((), 0), self.models[index].parameters)
+
+    def parameters_at(self, place: Place, *levels: Mapping[str, Any]) -> Parameters:
+        """What is in force for one tensor: the recipe's parameters, then those of every level, the narrowest last.
+
+        Where another method is set for the tensor, of the levels only those count that it knows for single models.
+        Raises ValidationError for what only shows when all of them are seen together.
+        """
+        override = self.override_at(place)
+        wide = self if override is None else override
+        kind = type(wide.parameters)
+        found = {**wide.parameters.given(), **resolve(wide.varying, place)}
+        for missing in wide.varying.keys() - resolve(wide.varying, place).keys():
+            del found[missing]  # it stood there with the first of its values
+        for level in levels:
+            own = resolve(level, place)
+            known = kind.per_model if override is not None else own.keys()
+            found |= {name: value for name, value in own.items() if name in known}
+        if found == wide.parameters.given():
+            return wide.parameters
+        return _validated(kind, tuple(sorted(found.items())))
 
     def drawn(self) -> Recipe:
         """The recipe with its models in the order they are merged in: the shuffle is drawn and written down.
@@ -107,16 +184,22 @@ class Recipe(_Frozen):
             entry.model_copy(update={"model": by_key.get(entry.model.key, entry.model)}) for entry in self.models
         )
         base = by_key.get(self.base_model.key, self.base_model) if self.base_model else None
-        return self.model_copy(update={"base_model": base, "models": entries})
+        parts = tuple(part.with_refs(by_key) for part in self.parts)
+        return self.model_copy(update={"base_model": base, "models": entries, "parts": parts})
 
     def to_data(self, folder: Path) -> dict[str, Any]:
         """The recipe as YAML data for a file that lies in ``folder``, with every parameter that is in force."""
         data: dict[str, Any] = {"merge_method": self.merge_method}
         if self.base_model is not None:
             data["base_model"] = self.base_model.written_from(folder)
-        data["models"] = [entry.to_data(folder) for entry in self.models]
-        if parameters := self.parameters.in_force():
+        if self.parts:
+            data |= parts_to_data(self.parts, folder)
+        else:
+            data["models"] = [entry.to_data(folder) for entry in self.models]
+        if parameters := {**self.parameters.in_force(), **self.varying}:
             data["parameters"] = parameters
+        if self.overrides:
+            data["methods"] = [override.to_data() for override in self.overrides]
         if self.output != "model":
             data["output"] = self.output
         for key in ("rank", "dtype", "out_dtype", "heads", "seed"):
@@ -131,3 +214,9 @@ class Recipe(_Frozen):
     def to_yaml(self, folder: Path) -> str:
         """The recipe as a YAML text for a file that lies in ``folder``."""
         return write(self.to_data(folder))
+
+
+@lru_cache(maxsize=4096)
+def _validated(kind: type[Parameters], found: tuple[tuple[str, Any], ...]) -> Parameters:
+    """One object for all tensors with the same parameters: a large model has tens of thousands."""
+    return kind.model_validate(dict(found))

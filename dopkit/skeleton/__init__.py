@@ -23,8 +23,10 @@ from dopkit.skeleton.guess import guess_role
 from dopkit.skeleton.loading import LoadCheck, check_loads
 from dopkit.skeleton.names import Anatomy, Place, base_prefix, place_tensors
 from dopkit.skeleton.parts import Parts
+from dopkit.skeleton.resizing import resized
+from dopkit.skeleton.stacks import Stacks
 
-__all__ = ["LoadCheck", "Skeleton", "backbone_class", "build", "check_loads"]
+__all__ = ["LoadCheck", "Skeleton", "backbone_class", "build", "check_loads", "resized"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Skeleton:
     unknown: frozenset[str]
     # Checkpoint names that only the class without a head reads: a pooler beside a masked-language-model head.
     unread: frozenset[str]
+    # Canonical names of the stacks of layers and how many layers each has, in the model's order.
+    stacks: Mapping[str, int]
     class_name: str | None  # "ViTModel"
     fallback: str | None  # why there is no class, as a clause for the plan: "it has no config.json"
 
@@ -88,12 +92,13 @@ def _build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ..
     anatomy = Anatomy.of(model)
     places = place_tensors(anatomy, model, tensors)
     tied = _twins(anatomy, places, config or {})
-    parts = Parts(model, tied)
+    parts, stacks = Parts(model, tied), Stacks.of(model, anatomy)
     roles = {}
     for name, shape in tensors.items():
         place = places[name]
         role = parts.role(place.parameter, shape) if place.parameter else guess_role(name, shape)
-        roles[name] = TensorRole(place.canonical, role, place.fused)
+        standing = stacks.standing(place.canonical, place.parameter and anatomy.canonical(place.parameter))
+        roles[name] = TensorRole(place.canonical, role, place.fused, standing)
     lost = [name for name in tensors if places[name].parameter is None]
     ignored = frozenset(name for name in lost if places[name].ignored)
     return Skeleton(
@@ -103,6 +108,7 @@ def _build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ..
         ignored=ignored,
         unknown=frozenset(lost) - ignored,
         unread=frozenset(),
+        stacks=stacks.sizes,
         class_name=type(model).__name__,
         fallback=None,
     )
@@ -132,6 +138,10 @@ def _twins(anatomy: Anatomy, places: Mapping[str, Place], config: Mapping[str, A
 
 
 def _without_class(tensors: Mapping[str, tuple[int, ...]], reason: str) -> Skeleton:
-    roles = {name: TensorRole(name, guess_role(name, shape)) for name, shape in tensors.items()}
+    stacks = Stacks.guessed(tensors)
+    roles = {
+        name: TensorRole(name, guess_role(name, shape), standing=stacks.standing(name))
+        for name, shape in tensors.items()
+    }
     nothing: frozenset[str] = frozenset()
-    return Skeleton(roles, {}, None, nothing, nothing, nothing, None, reason)
+    return Skeleton(roles, {}, None, nothing, nothing, nothing, stacks.sizes, None, reason)

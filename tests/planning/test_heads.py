@@ -64,7 +64,7 @@ def test_every_tensor_is_merged_kept_or_left_out(tmp_path: Path, make_recipe: Ma
     plan = dopkit.plan(make_recipe(tmp_path, ["e0", "e1", "e2"], heads="per-task"))
     for index, name in enumerate(("base", "e0", "e1", "e2")):
         here = tmp_path / name
-        read = [job.names[index - 1] if index else job.name for job in plan.jobs]
+        read = [job.inputs[index - 1].name if index else job.name for job in plan.jobs]
         left = [one.name for one in plan.dropped if one.ref.folder == here]
         kept = [spec.name for head in plan.heads if head.ref.folder == here for spec in head.tensors]
         assert sorted([*read, *left, *kept]) == sorted(tiny.read(here)), name

@@ -60,7 +60,7 @@ def test_every_tensor_of_every_model_is_accounted_for(tmp_path: Path, make_recip
         read = (
             {job.base or job.name for job in plan.jobs}
             if name == "base"
-            else {job.names[index - 1] for job in plan.jobs if job.names}
+            else {job.inputs[index - 1].name for job in plan.jobs if job.inputs}
         )
         left = {one.name for one in plan.dropped if one.ref.folder == tmp_path / name}
         assert read | left == held and not read & left, name
@@ -88,7 +88,7 @@ def test_models_are_matched_across_spellings_and_classes(tmp_path: Path, make_re
     plan = dopkit.plan(make_recipe(tmp_path, ["e0", "e1"], heads="drop"))
     assert [job.name for job in plan.jobs] == [tensor.name for shard in plan.shards for tensor in shard.tensors]
     assert {job.name for job in plan.jobs} == set(tiny.read(base))
-    assert all(name in tiny.read(headed) for job in plan.jobs for name in job.names)
+    assert all(name in tiny.read(headed) for job in plan.jobs for name in [one.name for one in job.inputs])
 
 
 def test_output_dtype(llama: Path, make_recipe: MakeRecipe) -> None:

@@ -13,7 +13,10 @@ from dopkit.errors import RecipeError
 from dopkit.recipe.reading import load_recipe, parse_recipe
 
 GOOD = "base_model: u/base\nmerge_method: dop\nmodels:\n  - u/a\n  - u/b\n"  # five lines
-KEYS = "base_model, merge_method, models, parameters, dtype, out_dtype, order, seed, heads, copy, output, rank, repo_id"
+KEYS = (
+    "base_model, merge_method, models, slices, modules, methods, parameters, dtype, out_dtype, order, seed, heads, "
+    "copy, output, rank, repo_id, name"
+)
 EXACT = "solver: exact solves in closed form for a fixed alpha"
 
 
@@ -104,13 +107,9 @@ def test_misspelt_parameters() -> None:
 
 def test_keys_of_mergekit_are_refused_by_name() -> None:
     unsupported = [
-        "slices",
-        "modules",
         "tokenizer",
         "tokenizer_source",
         "chat_template",
-        "name",
-        "experts",
         "gate_mode",
     ]
     assert problems(GOOD + "".join(f"{key}: x\n" for key in unsupported)) == [

@@ -4,8 +4,8 @@
     PYTHONPATH=tests v/bin/python tests/golden/mergekit/make.py
 
 ``inputs`` holds a base and three experts: tests/tiny.py's Llama in float32 and three copies with noise, a part of which
-is common to all. cases.yaml
-names recipes; NAME.safetensors is what mergekit's `run_merge` wrote for the recipe NAME, all tensors in one file.
+is common to all; ``deep`` and d0 to d2 are such models of five layers. cases.yaml and dialect.yaml
+name recipes; NAME.safetensors is what mergekit's `run_merge` wrote for the recipe NAME, all tensors in one file.
 """
 
 from __future__ import annotations
@@ -33,6 +33,17 @@ def make_inputs() -> None:
     for index in range(3):
         tiny.make_expert(drifted, INPUTS / f"e{index}", seed=index + 1, scale=0.01 * (index + 1))
     shutil.rmtree(drifted)
+    _only_the_weights()
+
+
+def make_deep_inputs() -> None:
+    deep = tiny.make_llama(INPUTS / "deep", dtype=torch.float32, shards=False, layers=5)
+    for index in range(3):
+        tiny.make_expert(deep, INPUTS / f"d{index}", seed=index + 11, scale=0.02)
+    _only_the_weights()
+
+
+def _only_the_weights() -> None:
     for file in INPUTS.rglob("*"):
         if file.is_file() and file.name not in ("config.json", "model.safetensors"):
             file.unlink()
@@ -49,6 +60,8 @@ def merged(recipe: dict) -> tiny.Tensors:
 if __name__ == "__main__":
     if not INPUTS.exists():
         make_inputs()
-    cases = yaml.safe_load((HERE / "cases.yaml").read_text())
+    if not (INPUTS / "deep").exists():
+        make_deep_inputs()
+    cases = {**yaml.safe_load((HERE / "cases.yaml").read_text()), **yaml.safe_load((HERE / "dialect.yaml").read_text())}
     for name in sys.argv[1:] or cases:
         save_file(merged(cases[name]), HERE / f"{name}.safetensors", metadata={"format": "pt"})

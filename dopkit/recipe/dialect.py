@@ -1,0 +1,84 @@
+"""mergekit's recipes: what of them has no effect here, and in what the result differs from mergekit 0.1.5's.
+
+Judged from the recipe alone. docs/mergekit.md has the whole list, with reasons.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from dopkit.recipe import Recipe
+
+METHODS = frozenset({
+    "linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties",
+    "della", "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "model_stock", "nearswap", "arcee_fusion",
+    "ram", "ramplus_tl", "passthrough",
+})  # fmt: skip
+
+# Parameters that mergekit takes and that change nothing in the result: left out, and said.
+_MEMORY = "it only saves memory in mergekit"
+_IDLE = {"task_arithmetic": {"density": "it trims nothing", "rescale": "there is nothing to rescale"}}
+_SPEED = {"int8_mask": _MEMORY}
+
+_DRAWS = (
+    "entries are dropped by another draw, which depends on seed, tensor and model alone; what is kept is divided by "
+    "its chance, where mergekit restores the sum of magnitudes of each tensor"
+)
+_GLOB = re.compile(r"[*?\[]")
+
+
+def without_idle(data: Any, notes: list[str]) -> Any:
+    """The recipe's data without the parameters that change nothing; why goes to ``notes``, each once."""
+    method = data.get("merge_method") if isinstance(data, dict) else None
+    idle = {**_SPEED, **_IDLE.get(method if isinstance(method, str) else "", {})}
+    return _without(data, idle, notes)
+
+
+def _without(data: Any, idle: dict[str, str], notes: list[str], inside: bool = False) -> Any:
+    if isinstance(data, list):
+        return [_without(value, idle, notes) for value in data]
+    if not isinstance(data, dict):
+        return data
+    for name in idle.keys() & data.keys() if inside else ():
+        note = f"{name!r} is left out: {idle[name]}"
+        if note not in notes:
+            notes.append(note)
+    return {
+        key: _without(value, idle, notes, inside=key == "parameters")
+        for key, value in data.items()
+        if not (inside and key in idle)
+    }
+
+
+def is_mergekits(recipe: Recipe) -> bool:
+    """Whether mergekit would take it as well, as far as methods and keys go."""
+    own = recipe.overrides or recipe.copied or recipe.heads or recipe.order != "given" or recipe.output != "model"
+    return recipe.merge_method in METHODS and not own
+
+
+def differences(recipe: Recipe) -> Iterator[str]:
+    """What mergekit 0.1.5 makes otherwise of a recipe that it takes as well, as sentences without a full stop."""
+    method, parameters = recipe.merge_method, recipe.parameters
+    if recipe.dtype in ("float16", "bfloat16"):
+        yield f"the arithmetic is in float32 and rounded once at the end; mergekit reads and computes in {recipe.dtype}"
+    if method.startswith(("dare", "della")) and _drops(recipe):
+        yield _DRAWS
+    if method == "model_stock" and getattr(parameters, "filter_wise", False):
+        yield "where the models point away from each other the base stays; mergekit moves to its other side"
+    if method == "arcee_fusion":
+        yield "the files keep the models' dtype; mergekit writes float32"
+    if recipe.base_model is None:
+        yield "config, tokenizer and side files come from the first model; mergekit takes them from any one of them"
+    if any(_GLOB.search(pattern) for key, pattern in recipe.patterns() if key not in ("copy", "exclude")):
+        yield "a filter with * ? or [ is a pattern for the whole name; mergekit looks for these very characters"
+    yield from recipe.notes
+
+
+def _drops(recipe: Recipe) -> bool:
+    """Whether any entry is dropped at all."""
+    levels = [recipe.parameters.given(), recipe.varying, *(entry.parameters for entry in recipe.models)]
+    levels += [source.parameters for part in recipe.parts for source in part.sources()]
+    levels += [piece.parameters for part in recipe.parts for piece in part.slices]
+    return any(level.get("density", 1) != 1 for level in levels)

@@ -1,0 +1,40 @@
+"""What of a mergekit recipe has no effect, and what is told of the differences."""
+
+from __future__ import annotations
+
+from dopkit.recipe.dialect import differences, is_mergekits
+from dopkit.recipe.reading import parse_recipe
+
+DARE = "merge_method: dare_ties\nbase_model: u/base\nmodels:\n- {model: u/a, parameters: {density: 0.5}}\n- u/b\n"
+
+
+def test_parameters_without_effect_are_left_out_and_told() -> None:
+    text = DARE.replace("dare_ties", "task_arithmetic")
+    recipe = parse_recipe(text + "parameters: {int8_mask: true, weight: 0.5}\n")
+    assert recipe.notes == (
+        "'density' is left out: it trims nothing", "'int8_mask' is left out: it only saves memory in mergekit",
+    )  # fmt: skip
+    assert recipe.parameters.given() == {"weight": 0.5} and recipe.models[0].parameters == {}
+    assert list(differences(recipe)) == list(recipe.notes)
+
+
+def test_where_nothing_differs_nothing_is_told() -> None:
+    recipe = parse_recipe(DARE.replace("0.5", "1"))
+    assert is_mergekits(recipe) and list(differences(recipe)) == []
+
+
+def test_every_kind_of_difference() -> None:
+    recipe = parse_recipe(DARE + "dtype: bfloat16\nparameters: {weight: [{filter: '*mlp*', value: 1}, {value: 2}]}\n")
+    told = " / ".join(differences(recipe))
+    assert "rounded once at the end" in told and "another draw" in told and "these very characters" in told
+    three = "merge_method: model_stock\nbase_model: u/base\nmodels: [u/a, u/b, u/c]\nparameters: {filter_wise: true}\n"
+    assert "the base stays" in " / ".join(differences(parse_recipe(three)))
+    fusion = "merge_method: arcee_fusion\nbase_model: u/a\nmodels: [u/a, u/b]\n"
+    assert "mergekit writes float32" in " / ".join(differences(parse_recipe(fusion)))
+    linear = "merge_method: linear\nmodels: [u/a, u/b]\nparameters: {weight: 1}\n"
+    assert "come from the first model" in " / ".join(differences(parse_recipe(linear)))
+
+
+def test_a_recipe_that_mergekit_does_not_read() -> None:
+    dop = "merge_method: dop\nbase_model: u/base\nmodels: [u/a, u/b]\n"
+    assert not is_mergekits(parse_recipe(dop)) and not is_mergekits(parse_recipe(DARE + "copy: [x]\n"))
