@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -52,6 +53,7 @@ LIGHT = [
 ]
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
@@ -74,8 +76,13 @@ def floor(module: str) -> int:
     return next(number for number, names in FLOORS.items() if room(module) in names)
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def imports(path: Path) -> list[str]:
     """Every module that a file imports anywhere, but for type checking only."""
+    return list(imported_by(path))
+
+
+def imported_by(path: Path) -> Iterator[str]:
     tree = ast.parse(path.read_text())
     skipped = {
         id(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from dopkit.inspection import inspect
 from dopkit.linalg.spectra import energy_rank
 
 MakeRecipe = Callable[..., dopkit.Recipe]
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # a pool of them would not live on in a fork
 
 
 def task_vectors(root: Path, models: list[str]) -> dict[str, list[torch.Tensor]]:
@@ -176,14 +178,15 @@ def test_each_weight_is_read_once_and_matrices_once_more(
     assert sum(numel for _, numel in read) == weights + again * (len(models) + 1)
 
 
+# The imports are made once; each measurement has a fork of its own, which begins with nothing held.
 CHILD = """
-import sys
+import os, sys
 from pathlib import Path
 import dopkit
 from dopkit import inspection
 from dopkit.measure import peak_resident_bytes, resident_bytes
 
-folder, count, ranks = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "ranks"
+folder, ranks = Path(sys.argv[1]), sys.argv[2] == "ranks"
 
 def look(models):
     text = f"base_model: ./{models[0]}\\nmerge_method: average\\nmodels: {['./' + name for name in models[1:]]}"
@@ -193,10 +196,16 @@ estimates = []
 estimate = inspection.memory_bytes
 inspection.memory_bytes = lambda *given: estimates.append(estimate(*given)) or estimates[-1]
 look(["small0", "small1"])  # imports everything
-before = resident_bytes()
-Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
-look([f"m{number}" for number in range(count + 1)])
-print(peak_resident_bytes() - before, estimates[-1])
+for count in map(int, sys.argv[3:]):
+    if os.fork() == 0:
+        look(["small0", "small1"])  # maps the pages of code that a fork begins without
+        before = resident_bytes()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+        look([f"m{number}" for number in range(count + 1)])
+        print(peak_resident_bytes() - before, estimates[-1], flush=True)
+        os._exit(0)
+    if os.wait()[1]:
+        sys.exit(f"no look at {count} models")
 """
 
 
@@ -214,10 +223,11 @@ def test_memory_is_what_was_estimated_and_does_not_grow_with_the_number_of_model
     for number in range(2):
         save(tmp_path / f"small{number}", layer__weight=torch.full((4, 4), float(number)))
     tensor_bytes = 4 * rows * columns
+    call = [sys.executable, "-c", CHILD, tmp_path, ranks, "3", "12"]
+    lines = subprocess.run(call, env=ONE_THREAD, capture_output=True, check=True, text=True).stdout.splitlines()
+    assert len(lines) == 2
     peaks = []
-    for count in (3, 12):
-        call = [sys.executable, "-c", CHILD, tmp_path, str(count), ranks]
-        peak, estimate = map(int, subprocess.run(call, capture_output=True, check=True).stdout.split())
+    for peak, estimate in (map(int, line.split()) for line in lines):
         assert peak < estimate < (8 if ranks == "ranks" else 4) * tensor_bytes
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 1.5 * tensor_bytes, peaks  # nine more models would be nine more

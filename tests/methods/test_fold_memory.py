@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,8 +14,17 @@ from dopkit.methods.fold import Context
 ROWS, COLUMNS = 24, 16
 
 
+@pytest.fixture(scope="module", autouse=True)
+def others_are_left_out() -> Iterator[None]:
+    """What lived before is not looked through again and again: libraries hold a million objects."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def living_bytes() -> int:
-    """The storage of every tensor that anything holds."""
+    """The storage of every tensor that anything made here holds."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
