@@ -37,7 +37,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe() -> Callable[..., dopkit.Recipe]:
     """``make_recipe(folder, ["e0", "e1"], method="dop", parameters=..., **keys)`` over models in one folder."""
 

@@ -177,7 +177,7 @@ def test_killed_while_downloading_it_continues(hub: TestHub, tmp_path: Path, lla
     assert not (tmp_path / "out").exists()
     hub.clear_faults()
     hub.upload("org/e0", {"model.safetensors.index.json": b"{}"})
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    dopkit.run(dopkit.load_recipe(recipe), tmp_path / "out")
     local = RECIPE.replace("org/", "./").replace("@main", "").replace("@v1", "")
     dopkit.run(dopkit.parse_recipe(local, folder=llama), tmp_path / "local")
     assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "local")

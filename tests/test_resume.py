@@ -19,17 +19,37 @@ from dopkit.errors import OutputError
 MakeRecipe = Callable[..., dopkit.Recipe]
 
 
+SHARDS = dopkit.Options(max_shard_size=6000)
+EVERYTHING = dopkit.Options(max_shard_size=6000, save_steps=True, keep_state=True)
+
+
+@pytest.fixture(scope="module")
+def whole(llama: Path, tmp_path_factory: pytest.TempPathFactory, make_recipe: MakeRecipe) -> dopkit.Result:
+    """A run that nothing disturbed; not to be changed, like the next."""
+    return dopkit.run(make_recipe(llama, ["e0", "e1"], "dop"), tmp_path_factory.mktemp("whole") / "whole", SHARDS)
+
+
+@pytest.fixture(scope="module", params=["opcm", "dop"])
+def scaled(request: pytest.FixtureRequest, vit: Path, make_recipe: MakeRecipe) -> dopkit.Recipe:
+    """A method that keeps its state, or one whose scale takes a second pass."""
+    parameters = {"scale": "norm"} if request.param == "dop" else {}
+    return make_recipe(vit, ["e0", "e1", "e2"], request.param, parameters=parameters)
+
+
+@pytest.fixture(scope="module")
+def whole_scaled(tmp_path_factory: pytest.TempPathFactory, scaled: dopkit.Recipe) -> Path:
+    return dopkit.run(scaled, tmp_path_factory.mktemp("whole") / "whole", EVERYTHING).folder
+
+
 @pytest.mark.parametrize("tensors", [0, 1, 7, 20])
 def test_a_rerun_continues(
-    llama: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tensors: int
+    llama: Path, whole: dopkit.Result, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tensors: int
 ) -> None:
     recipe = make_recipe(llama, ["e0", "e1"], "dop")
-    options = dopkit.Options(max_shard_size=6000)
-    whole = dopkit.run(recipe, tmp_path / "whole", options)
     with monkeypatch.context() as patch:
         stop_after(patch, tensors)
         with pytest.raises(Stopped):
-            dopkit.run(recipe, tmp_path / "out", options)
+            dopkit.run(recipe, tmp_path / "out", SHARDS)
     partial = tmp_path / "out.partial"
     assert partial.is_dir() and not (tmp_path / "out").exists()
     assert not (partial / "model.safetensors.index.json").exists()
@@ -40,32 +60,28 @@ def test_a_rerun_continues(
         def tensor(self, name: str) -> None:
             made.append(name)
 
-    result = dopkit.run(recipe, tmp_path / "out", options, Watching())
+    result = dopkit.run(recipe, tmp_path / "out", SHARDS, Watching())
     assert len(made) == len(result.plan.jobs) - tensors
     assert not partial.exists()
-    assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "whole")
+    assert tiny.weights(tmp_path / "out") == tiny.weights(whole.folder)
     assert result.receipt["shards"] == whole.receipt["shards"]
     assert result.receipt["tensors"].keys() == whole.receipt["tensors"].keys()
     assert result.receipt["run"]["resumed"] is (tensors > 0)
 
 
-@pytest.mark.parametrize("method", ["opcm", "dop"])
 @pytest.mark.parametrize("tensors", [1, 20, 45, 60, 90, 110, 135])
 def test_a_rerun_continues_with_steps_state_and_scale(
-    vit: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, method: str, tensors: int
+    tmp_path: Path, scaled: dopkit.Recipe, whole_scaled: Path, monkeypatch: pytest.MonkeyPatch, tensors: int
 ) -> None:
     """Stopped in either pass, between a step's tensor and its state: every file ends with the same bytes."""
-    recipe = make_recipe(vit, ["e0", "e1", "e2"], method, parameters={"scale": "norm"} if method == "dop" else {})
-    options = dopkit.Options(max_shard_size=6000, save_steps=True, keep_state=True)
-    dopkit.run(recipe, tmp_path / "whole", options)
     with monkeypatch.context() as patch:
         stop_after(patch, tensors)
         with pytest.raises(Stopped):
-            dopkit.run(recipe, tmp_path / "out", options)
-    dopkit.run(recipe, tmp_path / "out", options)
+            dopkit.run(scaled, tmp_path / "out", EVERYTHING)
+    dopkit.run(scaled, tmp_path / "out", EVERYTHING)
     for folder in ("", "steps/01", "steps/02", "state"):
-        assert tiny.weights(tmp_path / "out" / folder) == tiny.weights(tmp_path / "whole" / folder), folder
-    state = [(tmp_path / name / "dopkit_state.json").read_bytes() for name in ("out", "whole")]
+        assert tiny.weights(tmp_path / "out" / folder) == tiny.weights(whole_scaled / folder), folder
+    state = [(folder / "dopkit_state.json").read_bytes() for folder in (tmp_path / "out", whole_scaled)]
     assert state[0] == state[1]
     assert not (tmp_path / "out" / "unscaled").exists()
 
