@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 # Before anything imports huggingface_hub: no test reaches out, and none finds somebody's token.
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by the workers; children and reruns do the same
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as dopkit does, which is imported after torch here
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
 

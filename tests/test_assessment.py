@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from hubserver import CLIENT_WARNING, TestHub, connect
 
 import dopkit
 from dopkit import adding
@@ -96,7 +97,10 @@ def test_growing_scores_go_on(suite: Path, make_recipe: MakeRecipe) -> None:
     assert bool(torch.isfinite(model(torch.zeros(1, 3, 8, 8)).logits).all())
 
 
-def test_tasks_are_looked_at_before_anything_is_merged(suite: Path, make_recipe: MakeRecipe) -> None:
+@pytest.mark.filterwarnings(CLIENT_WARNING)
+def test_tasks_are_looked_at_before_anything_is_merged(
+    suite: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = make_recipe(suite, ["a", "b"], heads="per-task")
     wrong = suite / "wrong.yaml"
     wrong.write_text("tasks:\n  - {name: a, kind: image-classificatoin, data: ./data.npz}\n")
@@ -106,6 +110,8 @@ def test_tasks_are_looked_at_before_anything_is_merged(suite: Path, make_recipe:
     with pytest.raises(EvaluationError, match="nothing.npz"):
         dopkit.run(recipe, suite / "out", Options(tasks=wrong))
     options = Options(tasks=suite / "tasks.yaml", stream=True, push=PushOptions("ann/merged", allow_local_sources=True))
-    with pytest.raises(PlanError, match="scoring needs the weights"):
-        dopkit.run(recipe, suite / "out", options)
+    with TestHub() as hub:
+        connect(monkeypatch, hub, suite / "cache", token=hub.token("ann"))
+        with pytest.raises(PlanError, match="scoring needs the weights"):
+            dopkit.run(recipe, suite / "out", options)
     assert not (suite / "out").exists() and not (suite / "out.partial").exists()
