@@ -43,7 +43,12 @@ def whole_scaled(tmp_path_factory: pytest.TempPathFactory, scaled: dopkit.Recipe
 
 @pytest.mark.parametrize("tensors", [0, 1, 7, 20])
 def test_a_rerun_continues(
-    llama: Path, whole: dopkit.Result, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tensors: int
+    llama: Path,
+    whole: dopkit.Result,
+    tmp_path: Path,
+    make_recipe: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    tensors: int,
 ) -> None:
     recipe = make_recipe(llama, ["e0", "e1"], "dop")
     with monkeypatch.context() as patch:

@@ -202,9 +202,11 @@ def test_a_failure_is_told_to_the_reader_who_waits(model: Checkpoint, server: Te
 
 def test_closing_does_not_wait_for_what_nobody_will_read(model: Checkpoint, server: TestHub) -> None:
     model.expect(ALL, budget=4 * NBYTES)
-    server.slow("GET expires", 0.05, every=1000, times=None, skip=1)
-    model.read("layer.0.a")
-    settled(server, 2)
+    read_all(model, ALL[:1])
+    assert settled(server, 2) == 2
+    server.slow("GET expires", 0.05, every=1000, times=None)  # twelve seconds for a layer
+    read_all(model, ALL[1:2])
+    assert settled(server, 3) == 3
     closing = threading.Thread(target=model.close)
     closing.start()
     closing.join(timeout=3)
