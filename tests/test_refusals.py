@@ -229,26 +229,16 @@ def test_integers_that_differ(run: Run, models: Path) -> None:
     assert planned.exit_code == 1 and planned.stderr == result.stderr
 
 
-def test_counters_of_batch_norms(run: Run, tmp_path: Path) -> None:
+def test_integers_of_one_kind(run: Run, models: Path) -> None:
     """One sentence for all of them, with the one pattern that settles it."""
-    from transformers import ResNetConfig, ResNetModel
-
-    config = ResNetConfig(hidden_sizes=[8, 8], depths=[1, 1], embedding_size=8, layer_type="basic")
-    base = ResNetModel(config)
-    base.save_pretrained(tmp_path / "base")
-
-    def count_on(tensors: tiny.Tensors) -> tiny.Tensors:
-        return {
-            name: tensor + 1 if name.endswith("num_batches_tracked") else tensor for name, tensor in tensors.items()
-        }
-
-    for name in ("e0", "e1"):
-        tiny.edit(tmp_path / "base", tmp_path / name, count_on)
+    for number, name in enumerate(("base", "e0", "e1")):
+        counts = {f"layers.{layer}.steps": torch.tensor([min(number, 1)]) for layer in range(6)}
+        save_file({**tiny.read(models / name), **counts}, models / name / "model.safetensors")
     result = run(RECIPE)
     assert result.stderr.splitlines()[0] == "cannot merge: 2 problems"
     assert "and 1 more differ from ./base, and integers cannot be merged" in result.stderr
-    assert result.stderr.count('    Take the base\'s with `copy: ["*.num_batches_tracked"]`.') == 2
-    Path("recipe.yaml").write_text(RECIPE + 'copy: ["*.num_batches_tracked"]\n')
+    assert result.stderr.count('    Take the base\'s with `copy: ["*.steps"]`.') == 2
+    Path("recipe.yaml").write_text(RECIPE + 'copy: ["*.steps"]\n')
     assert CliRunner().invoke(main, ["run", "recipe.yaml", "-o", "out"]).exit_code == 0
 
 
@@ -277,7 +267,7 @@ def test_tied_and_untied_models(run: Run, tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         "cannot merge: 1 problem",
         "  ./e1: has an output head that ./base lacks: lm_head.weight",
-        "    In its config tie_word_embeddings is False, there True.",
+        "    In its config tie_word_embeddings is False, there True: make both alike, or take the untied one as the base.",
     ]
 
 

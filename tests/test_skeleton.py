@@ -393,6 +393,22 @@ def test_experts_apart_and_fused(tiny: Callable[..., Checkpoint]) -> None:
     assert check_loads(fused.config, fused.shapes).clean
 
 
+def test_what_is_converted_and_what_it_becomes(tiny: Callable[..., Checkpoint]) -> None:
+    """Several tensors into one, and one into several."""
+    apart, fused = tiny("mixtral"), tiny("mixtral", original_format=False)
+    layer = "layers.0.mlp.experts"
+    converted = apart.skeleton().converted
+    prefix = "model.layers.0.block_sparse_moe.experts"
+    assert converted[f"{prefix}.1.w3.weight"] == converted[f"{prefix}.2.w1.weight"] == (f"{layer}.gate_up_proj",)
+    assert converted[f"{prefix}.0.w2.weight"] == (f"{layer}.down_proj",)
+    assert len(converted) == 2 * 3 * 3 and not fused.skeleton().converted
+    giant = {"model_type": "dinov2", "architectures": ["Dinov2Model"], **VIT, "mlp_ratio": 2, "use_swiglu_ffn": True}
+    found = build(giant, {"encoder.layer.1.mlp.weights_in.weight": (32, 8), "layernorm.weight": (8,)})
+    parts = tuple(f"encoder.layer.1.mlp.{part}_proj.weight" for part in ("gate", "up"))
+    assert found.converted == {"encoder.layer.1.mlp.weights_in.weight": parts}
+    assert set(parts) <= (found.expected or set())
+
+
 # --- tied weights -------------------------------------------------------------------------------------------
 
 
@@ -516,6 +532,18 @@ def test_custom_code_with_a_class_of_the_library_is_built_from_the_library(
     llama = tiny("llama")
     config = {**llama.config, "auto_map": {"AutoModelForCausalLM": "someone/else--mine.LlamaForCausalLM"}}
     assert build(config, llama.shapes) == llama.skeleton()
+
+
+def test_an_infinite_number_in_a_config() -> None:
+    """As transformers 5 writes it: JSON has none."""
+    from transformers import Mamba2Config
+
+    sizes = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 4, "n_groups": 1}
+    written = json.loads(Mamba2Config(**sizes).to_json_string())
+    assert written["time_step_limit"] == [0.0, {"__float__": "Infinity"}]
+    skeleton = build({**written, "architectures": ["Mamba2ForCausalLM"]}, {"backbone.embeddings.weight": (16, 8)})
+    assert skeleton.class_name == "Mamba2ForCausalLM"
+    assert skeleton.roles["backbone.embeddings.weight"].role is Role.EMBEDDING
 
 
 def test_no_architectures_means_the_default_class(tiny: Callable[..., Checkpoint]) -> None:

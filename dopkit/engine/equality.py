@@ -1,6 +1,6 @@
 """What only values can tell, and must be told before anything is written.
 
-Tensors that are no arithmetic (position ids, counters) must be equal in all models; a tied tensor that is stored twice
+Tensors that are no arithmetic (position ids, indices) must be equal in all models; a tied tensor that is stored twice
 must be equal to its twin.
 """
 
@@ -84,7 +84,7 @@ def _integers_differ(model: Checkpoint, donor: Checkpoint, pairs: Sequence[_Pair
     what = f"{names} {verb} from {donor.ref.short}, and integers cannot be merged"
     patterns = [pair.canonical for pair in pairs]
     ends = {pattern.rpartition(".")[2] for pattern in patterns}
-    if len(patterns) > 1 and len(ends) == 1:  # the counters of batch norms, say
+    if len(patterns) > 1 and len(ends) == 1:  # an index in every layer, say
         patterns = [f'"*.{ends.pop()}"']
     return Problem(model.ref.short, what, f"Take the base's with `copy: [{', '.join(patterns)}]`.")
 

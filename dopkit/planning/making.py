@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from dopkit import methods
 from dopkit.errors import Problem
 from dopkit.methods.parameters import Parameters
-from dopkit.planning import Dropped, Input, TensorJob, matching
+from dopkit.planning import Dropped, Input, TensorJob, matching, settled
 from dopkit.planning import heads as planned_heads
 from dopkit.planning.matching import Model
 from dopkit.planning.slicing import layers_taken, sliced_targets
@@ -21,7 +21,6 @@ from dopkit.planning.targets import Making, Settings, Target
 from dopkit.recipe import Recipe
 from dopkit.recipe.settings import Place
 from dopkit.recipe.wording import wrong_value
-from dopkit.roles import Role
 from dopkit.specs import DTYPES, MERGEABLE
 
 _NAMES = {dtype.torch: name for name, dtype in DTYPES.items()}
@@ -31,7 +30,8 @@ def make_jobs(work: Making) -> None:
     """Match the models tensor by tensor, and give each tensor of the result its job; or the problems."""
     if work.recipe.heads == "per-task":
         _keep_heads(work)
-    _copy_unread(work)
+    work.recipe, notes = settled.copy_unread(work.recipe, work.donor, work.models)
+    work.notes += notes
     if not work.recipe.parts:
         _match(work)
         return
@@ -54,7 +54,10 @@ def _match(work: Making) -> None:
     """Account for every tensor of every model, and give each output tensor its rule."""
     recipe, donor = work.recipe, work.donor
     names = donor.names
-    fixed = {canonical: why for canonical, name in names.items() if (why := _fixed(recipe, donor, canonical, name))}
+    found = {canonical: settled.why_fixed(recipe, donor, canonical, name) for canonical, name in names.items()}
+    fixed = {canonical: why for canonical, why in found.items() if why}
+    if counters := [why for why in fixed.values() if why == settled.COUNTER]:
+        work.notes.append(settled.counters_note(donor, len(counters)))
     read = {canonical: name for canonical, name in names.items() if canonical not in fixed}
     work.dropped += donor.left_out()
     for model in work.models:
@@ -71,27 +74,6 @@ def _match(work: Making) -> None:
                 add_job(work, _target(work, canonical, name), fixed.get(canonical))
 
 
-def _copy_unread(work: Making) -> None:
-    """Take a pooler from the donor that its own class does not read and no model holds: the backbone's class wants it.
-
-    The recipe of the result says so, for a merge that goes on from it.
-    """
-    donor, copied = work.donor, work.recipe.copied
-    unread = sorted(donor.skeleton.unread - {donor.names.get(name) for model in work.models for name in model.names})
-    names = [donor.skeleton.roles[name].canonical for name in unread]
-    if more := [name for name in names if not matching.matches(name, copied)]:
-        work.recipe = work.recipe.model_copy(update={"copied": (*copied, *more)})
-        what = f"no model holds {', '.join(more)} of its backbone: kept as in the base, as with `copy`"
-        work.notes.append(f"{donor.source.ref.short}: {what}")
-
-
-def _fixed(recipe: Recipe, model: Model, canonical: str, name: str) -> str | None:
-    """The key of the recipe that takes this tensor of a model out of the merge, if one does."""
-    if model.role(name) is Role.HEAD and recipe.heads:
-        return f"heads: {recipe.heads}"
-    return "copy" if matching.matches(canonical, recipe.copied) else None
-
-
 def _compare(work: Making, model: Model, read: dict[str, str], fixed: dict[str, str]) -> None:
     """One model against the donor: problems, and what of it is left unread."""
     donor = work.donor
@@ -99,17 +81,22 @@ def _compare(work: Making, model: Model, read: dict[str, str], fixed: dict[str, 
     for canonical, name in model.names.items():
         if canonical in read or name in kept:
             continue
-        why = fixed.get(canonical) or _fixed(work.recipe, model, canonical, name)
+        why = fixed.get(canonical) or settled.why_fixed(work.recipe, model, canonical, name)
         if why == "copy" and kept and canonical not in donor.names and name not in model.skeleton.unknown:
             needed.append(name)
         elif why:
             work.dropped.append(Dropped(model.source.ref, name, why))
         else:
             extra.append(name)
-    pairs = {name: model.names[canonical] for canonical, name in read.items() if canonical in model.names}
+    pairs = {name: own for canonical, name in read.items() if (own := model.holder(canonical))}
+    missing = [name for canonical, name in read.items() if name not in pairs]
+    other = matching.other_layout(donor, model, missing, extra)
+    cut = {name for pair in other for name in pair}
+    work.notes += matching.twin_notes(model, read)
     problems = [
-        *matching.missing_problems(donor, model, read),
-        *matching.extra_problems(donor, model, extra),
+        *matching.layout_problems(donor, model, other),
+        *matching.missing_problems(donor, model, [name for name in missing if name not in cut]),
+        *matching.extra_problems(donor, model, [name for name in extra if name not in cut]),
         *matching.needed_problems(donor, model, needed),
         *matching.shape_problems(donor, model, pairs),
         *matching.dtype_problems(donor, model, pairs),
@@ -126,16 +113,15 @@ def _kept(work: Making, model: Model) -> set[str]:
 
 def _target(work: Making, canonical: str, name: str) -> Target:
     """A tensor that every model has, and the donor in its place."""
-    models = [(Input(index, model.names[canonical]), model) for index, model in enumerate(work.models)
-              if canonical in model.names]  # fmt: skip
-    entries = [work.recipe.models[one.model].parameters for one, _ in models]
+    holders = [(index, model.holder(canonical)) for index, model in enumerate(work.models)]
+    inputs = [Input(index, own) for index, own in holders if own]
     return Target(
         _spelling(work, canonical, name),
         canonical,
         (work.donor, name),
         work.donor.skeleton.roles[name].standing.depth,
         name,
-        tuple((one, (own,)) for (one, _), own in zip(models, entries, strict=True)),
+        tuple((one, (work.recipe.models[one.model].parameters,)) for one in inputs),
     )
 
 

@@ -5,7 +5,7 @@ Models are matched by canonical name. Works on headers and roles alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -49,6 +49,10 @@ class Model:
         """Canonical name to checkpoint name, of the tensors that its class reads and that are no tied twin."""
         skip = self.skeleton.ignored | {name for name in self.specs if self._tied_to(name)}
         return {self.skeleton.roles[name].canonical: name for name in self.specs if name not in skip}
+
+    def holder(self, canonical: str) -> str | None:
+        """The tensor that holds these values: the one of that name or, where the class ties it to another, its twin."""
+        return self.names.get(canonical) or self.names.get(self.skeleton.tied.get(canonical, ""))
 
     def role(self, name: str) -> Role:
         return self.skeleton.roles[name].role
@@ -100,9 +104,41 @@ def stranger_problem(base: Model, model: Model) -> Problem | None:
     return Problem(model.source.ref.short, f"was not fine-tuned from {base.source.ref.short}: {different}")
 
 
-def missing_problems(base: Model, model: Model, base_names: Mapping[str, str]) -> Iterable[Problem]:
-    """Tensors of the base that the model lacks. ``base_names`` (canonical name to name) are those that matter."""
-    missing = [name for canonical, name in base_names.items() if canonical not in model.names]
+def twin_notes(model: Model, wanted: Iterable[str]) -> Iterable[str]:
+    """That the model ties to another tensor what the base has as one of its own; ``wanted`` are canonical names."""
+    for canonical in wanted:
+        if canonical not in model.names and model.holder(canonical):
+            source = model.skeleton.tied[canonical]
+            yield f"{model.source.ref.short}: {source} stands for its {canonical}, which its config ties to it"
+
+
+def other_layout(base: Model, model: Model, missing: Iterable[str], extra: Iterable[str]) -> list[tuple[str, str]]:
+    """Which of the base's ``missing`` and the model's ``extra`` tensors are the same weights, cut up differently.
+
+    Pairs of names: every expert by itself and their stack, a fused projection and each part of it.
+    """
+    canonical = {name: base.skeleton.roles[name].canonical for name in missing}
+    own = {model.skeleton.roles[name].canonical: name for name in extra}
+    pairs = [(one, own[part]) for one in canonical for part in base.skeleton.converted.get(one, ()) if part in own]
+    theirs = {value: name for name, value in canonical.items()}
+    converted = [(part, name) for name in own.values() for part in model.skeleton.converted.get(name, ())]
+    return pairs + [(theirs[part], name) for part, name in converted if part in theirs]
+
+
+def layout_problems(base: Model, model: Model, pairs: Sequence[tuple[str, str]]) -> Iterable[Problem]:
+    """``pairs`` of tensors of the base and of the model hold the same weights in other layouts."""
+    if pairs:
+        one, two = pairs[0]
+        what = f"stores weights in another layout: {two}, where {base.source.ref.short} has {one}"
+        # The other way round transformers keeps what it found.
+        again = base if one in base.skeleton.converted else model
+        how = "`model.save_pretrained(folder, save_original_format=False)`"
+        remedy = f"Load {again.source.ref.short} with transformers and save it again with {how}, which fits both."
+        yield Problem(model.source.ref.short, what, remedy)
+
+
+def missing_problems(base: Model, model: Model, missing: list[str]) -> Iterable[Problem]:
+    """``missing`` are tensors of the base that the model lacks."""
     if missing:
         headless = all(base.role(name) is Role.HEAD for name in missing)
         remedy = "Keep the base's head with `heads: base`." if headless else ""
@@ -197,7 +233,7 @@ def _differences(base: Model, model: Model, keys: Iterable[str]) -> str:
 def _ties(base: Model, model: Model) -> str:
     """One model ties its head to its embedding and the other does not: then a head is missing or too many."""
     different = _differences(base, model, ["tie_word_embeddings"])
-    return f"In its config {different}." if different else ""
+    return f"In its config {different}: make both alike, or take the untied one as the base." if different else ""
 
 
 def _copy(model: Model, names: list[str]) -> str:

@@ -52,6 +52,8 @@ class Skeleton:
     unknown: frozenset[str]
     # Checkpoint names that only the class without a head reads: a pooler beside a masked-language-model head.
     unread: frozenset[str]
+    # Checkpoint name of a tensor that is converted on loading -> canonical names of what it becomes, or a part of.
+    converted: Mapping[str, tuple[str, ...]]
     # Canonical names of the stacks of layers and how many layers each has, in the model's order.
     stacks: Mapping[str, int]
     class_name: str | None  # "ViTModel"
@@ -108,6 +110,9 @@ def _build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ..
         ignored=ignored,
         unknown=frozenset(lost) - ignored,
         unread=frozenset(),
+        converted={
+            name: tuple(map(anatomy.canonical, place.becomes)) for name, place in places.items() if place.becomes
+        },
         stacks=stacks.sizes,
         class_name=type(model).__name__,
         fallback=None,
@@ -144,4 +149,4 @@ def _without_class(tensors: Mapping[str, tuple[int, ...]], reason: str) -> Skele
         for name, shape in tensors.items()
     }
     nothing: frozenset[str] = frozenset()
-    return Skeleton(roles, {}, None, nothing, nothing, nothing, stacks.sizes, None, reason)
+    return Skeleton(roles, {}, None, nothing, nothing, nothing, {}, stacks.sizes, None, reason)

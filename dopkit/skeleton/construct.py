@@ -66,9 +66,18 @@ def _parse(config: Mapping[str, Any], model_class: Any) -> Any:
         raise CannotBuild("its config.json names neither a model_type nor a class")
     try:
         # a copy: transformers takes the nested dictionaries apart
-        return config_class.from_dict(copy.deepcopy(dict(config)))
+        return config_class.from_dict(_numbers(copy.deepcopy(dict(config))))
     except Exception as error:  # whatever a configuration class thinks of
         raise CannotBuild(f"{_library()} refuses its config.json ({first_line(error)})") from error
+
+
+def _numbers(value: Any) -> Any:
+    """What transformers 5 writes as ``{"__float__": "Infinity"}``, as the number that it is (Mamba 2)."""
+    if isinstance(value, dict):
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+            return float(value["__float__"])
+        return {key: _numbers(one) for key, one in value.items()}
+    return [_numbers(one) for one in value] if isinstance(value, list) else value
 
 
 def headless_class(parsed: Any) -> Any:

@@ -41,6 +41,7 @@ class Place:
     renamed: str  # what transformers' loader calls it, before any conversion
     parameter: str | None  # name inside the class; None when the class has no place for the tensor
     fused: bool = False  # other tensors go into the same parameter
+    becomes: tuple[str, ...] = ()  # the parameters that a conversion makes of it, if there is one
     ignored: bool = False  # the class has no place, and says nothing about it
 
 
@@ -68,7 +69,8 @@ def place_tensors(anatomy: Anatomy, model: Any, names: Iterable[str]) -> dict[st
             places[name] = Place(canonical, inside, None, ignored=ignored)
         else:
             converted = inside != parameter
-            places[name] = Place(canonical, inside, parameter, fused=converted and sources[parameter] > 1)
+            becomes = renamer.targets(inside, parameter) if converted else ()
+            places[name] = Place(canonical, inside, parameter, converted and sources[parameter] > 1, becomes)
     return places
 
 
@@ -102,6 +104,14 @@ class _Renamer:
             elif converted == f"{base}.{parameter}":
                 renamed = renamed.removeprefix(f"{base}.")
         return renamed, parameter if parameter in parameters else None
+
+    def targets(self, renamed: str, parameter: str) -> tuple[str, ...]:
+        """All parameters that the conversion of a tensor leads to; ``parameter`` is the first of them."""
+        for converter in self._converters:
+            first, *others = converter.target_patterns
+            if others and first in parameter and converter.rename_source_key(renamed)[1] is not None:
+                return parameter, *(parameter.replace(first, other) for other in others)
+        return (parameter,)
 
 
 def base_prefix(model: Any) -> str:
