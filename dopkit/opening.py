@@ -153,7 +153,7 @@ def _as_towers(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> di
     if configs[0] is None or None in configs:
         return None
     models = {other.ref: _look_at(other, other.config, recipe.headless) for other in others}
-    seen = _look_at(base, configs[0], recipe.headless)
+    seen = Model(source_of(base), base.specs, base.config, _tower(base, configs[0], recipe.headless))
     beside = seen.skeleton.unknown
     specs = {name: spec for name, spec in seen.specs.items() if name not in beside}
     tower = replace(seen, specs=specs, config=configs[0], beside=tuple(sorted(beside)))
@@ -168,9 +168,17 @@ def _of_backbone(model: Model, canonical: str) -> bool:
     return name not in model.skeleton.unknown and model.role(name) is not Role.HEAD
 
 
+def _tower(whole: Checkpoint, config: Mapping[str, Any], headless: bool) -> skeleton.Skeleton:
+    return skeleton.build_tower(whole.config, config, _shapes(whole), headless)
+
+
 def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:
-    shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
-    return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, skeleton.build(config, shapes, headless))
+    seen = skeleton.build(config, _shapes(checkpoint), headless)
+    return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, seen)
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: spec.shape for name, spec in checkpoint.specs.items()}
 
 
 def source_of(checkpoint: Checkpoint) -> Source:

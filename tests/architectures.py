@@ -10,15 +10,19 @@ from typing import Any
 
 from published import (
     Architecture,
+    Beside,
     copies,
     for_each,
     frequencies,
     grid_in_words,
     lower_mask,
     mask_and_frequencies,
+    nothing,
     picture_in_words,
     pixels,
     position_ids,
+    prediction_layer,
+    relative_bias,
     several,
     sound_to_words,
     wave,
@@ -48,8 +52,8 @@ def _decoder(model: str, kind: str, **more: Any) -> Architecture:
     return Architecture(model, kind, {**_DECODER, **more}, words)
 
 
-def _experts_apart(model: str, kind: str, **more: Any) -> Architecture:
-    return Architecture(model, kind, {**_DECODER, **more}, words, converts=True)
+def _experts_apart(model: str, kind: str, beside: Beside = nothing, **more: Any) -> Architecture:
+    return Architecture(model, kind, {**_DECODER, **more}, words, beside=beside, converts=True)
 
 
 ARCHITECTURES = {
@@ -85,9 +89,9 @@ ARCHITECTURES = {
     ),
     "qwen3-moe": _experts_apart("Qwen3MoeForCausalLM", "qwen3_moe", **_EXPERTS, head_dim=8),
     "deepseek-v3": _experts_apart(
-        "DeepseekV3ForCausalLM", "deepseek_v3", num_key_value_heads=2, moe_intermediate_size=12, n_routed_experts=4,
-        n_group=2, topk_group=1, num_experts_per_tok=2, first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=8,
-        qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
+        "DeepseekV3ForCausalLM", "deepseek_v3", beside=prediction_layer, num_key_value_heads=2,
+        moe_intermediate_size=12, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2,
+        first_k_dense_replace=1, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8,
     ),
     "gpt-oss": _decoder("GptOssForCausalLM", "gpt_oss", head_dim=8, num_local_experts=3, num_experts_per_tok=2),
     # text and pictures
@@ -147,7 +151,11 @@ ARCHITECTURES = {
             "vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2,
             "decoder_start_token_id": 0,
         },
-        words_to_words, beside=copies("shared.weight", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]),
+        words_to_words,
+        beside=several(
+            copies("shared.weight", ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]),
+            for_each(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.", relative_bias),
+        ),
     ),
     "bart": Architecture(
         "BartForConditionalGeneration", "bart",

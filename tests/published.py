@@ -11,7 +11,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,11 @@ import torch
 from safetensors.torch import save_file
 
 Inputs = dict[str, torch.Tensor]
+Beside = Callable[[tiny.Tensors], tiny.Tensors]  # from the tensors so far
+
+
+def nothing(tensors: tiny.Tensors) -> tiny.Tensors:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -32,8 +37,7 @@ class Architecture:
     inputs: Callable[[], Inputs]
     # From the names that save_pretrained writes to those of the published files: patterns and replacements, in order.
     published: tuple[tuple[str, str], ...] = ()
-    # What published files hold beside those: name to tensor, from the tensors so far.
-    beside: Callable[[tiny.Tensors], tiny.Tensors] = field(default=lambda tensors: {})
+    beside: Beside = nothing  # what published files hold beside those
     converts: bool = False  # whether files and class differ in more than names: experts one by one, or fused
 
     def build(self) -> Any:
@@ -155,7 +159,7 @@ def _noise(*shape: int) -> torch.Tensor:
 # --- what old files hold beside the weights -----------------------------------------------------------------
 
 
-def for_each(pattern: str, make: Callable[[tiny.Tensors], tiny.Tensors]) -> Callable[[tiny.Tensors], tiny.Tensors]:
+def for_each(pattern: str, make: Beside) -> Beside:
     """``make``'s tensors under every prefix that ``pattern`` matches in a name; from all tensors, as ``beside`` is."""
 
     def beside(tensors: tiny.Tensors) -> tiny.Tensors:
@@ -166,16 +170,16 @@ def for_each(pattern: str, make: Callable[[tiny.Tensors], tiny.Tensors]) -> Call
     return beside
 
 
-def several(*parts: Callable[[tiny.Tensors], tiny.Tensors]) -> Callable[[tiny.Tensors], tiny.Tensors]:
+def several(*parts: Beside) -> Beside:
     return lambda tensors: {name: tensor for part in parts for name, tensor in part(tensors).items()}
 
 
-def copies(of: str, names: Iterable[str]) -> Callable[[tiny.Tensors], tiny.Tensors]:
+def copies(of: str, names: Iterable[str]) -> Beside:
     """Tied tensors that are stored several times."""
     return lambda tensors: {name: tensors[of].clone() for name in names}
 
 
-def position_ids(length: int) -> Callable[[tiny.Tensors], tiny.Tensors]:
+def position_ids(length: int) -> Beside:
     return lambda tensors: {"position_ids": torch.arange(length)[None]}
 
 
@@ -194,3 +198,12 @@ def frequencies(tensors: tiny.Tensors) -> tiny.Tensors:
 
 def window_index(tensors: tiny.Tensors) -> tiny.Tensors:
     return {"relative_position_index": torch.arange(16).reshape(4, 4)}
+
+
+def relative_bias(tensors: tiny.Tensors) -> tiny.Tensors:
+    return {"relative_attention_bias.weight": torch.ones(32, 2)}
+
+
+def prediction_layer(tensors: tiny.Tensors) -> tiny.Tensors:
+    """Of DeepSeek-V3, for the token after the next: behind the last layer of the published size."""
+    return {"model.layers.61.eh_proj.weight": torch.ones(16, 32)}

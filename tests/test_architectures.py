@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from architectures import ARCHITECTURES
-from published import Architecture, write
+from published import Architecture, words, write
 from torch import nn
 
 import dopkit
@@ -89,6 +89,19 @@ def test_task_arithmetic(name: str, folder: Folder, tmp_path: Path, make_recipe:
     assert_same(architecture, architecture.load(tmp_path / "out"), task_arithmetic(base, *experts))
     written, published = tiny.read(tmp_path / "out").keys(), tiny.read(root / "base").keys()
     assert written <= published  # the base's own spelling, less what no class reads
+
+
+def test_the_page_names_them_all() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "architectures.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ")][1:]
+    shown = {name.strip(): row[3].strip() for row in rows for name in _names(row[0])}
+    assert shown.keys() == ARCHITECTURES.keys()
+    assert {name for name, dop in shown.items() if dop == "yes"} == set(DOP)
+
+
+def _names(cell: str) -> list[str]:
+    """One name with a comma in it, or several."""
+    return [cell] if cell.strip() in ARCHITECTURES else cell.split(",")
 
 
 # --- DOP ----------------------------------------------------------------------------------------------------
@@ -256,6 +269,33 @@ def test_the_language_model_alone(name: str, folder: Folder, tmp_path: Path, mak
     whole, own = task_arithmetic(base, *experts).state_dict(), base.state_dict()
     spoken = {key: whole[key] if "language_model" in key or "lm_head" in key else own[key] for key in own}
     assert_same(architecture, architecture.load(tmp_path / "out"), with_tensors(base, spoken))
+
+
+@pytest.mark.parametrize(("name", "text"), [("llava", "LlamaForCausalLM"), ("gemma3, whole", "Gemma3ForCausalLM")])
+def test_language_models_on_a_whole_base(
+    name: str, text: str, folder: Folder, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    """Fine-tuned and saved without the eyes; the base is read as the language model in it."""
+    import transformers
+
+    root, spoken = folder(name), []
+    (tmp_path / "base").symlink_to(root / "base")
+    for model in MODELS:
+        whole = ARCHITECTURES[name].load(root / model)
+        alone = getattr(transformers, text)(whole.config.text_config)
+        alone.model.load_state_dict(whole.model.language_model.state_dict())
+        alone.lm_head.load_state_dict(whole.lm_head.state_dict())
+        spoken.append(alone.eval())
+        if model != "base":
+            alone.save_pretrained(tmp_path / model)
+    recipe = make_recipe(tmp_path, ["e0", "e1"], "task_arithmetic", parameters={"lambda": 0.5})
+    plan = dopkit.plan(recipe)
+    assert plan.notes == (f"./base: read as the {text} in it",)
+    assert {one.why for one in plan.dropped} == {f"not part of {text}, which the models are"}
+    result = dopkit.run(recipe, tmp_path / "out")
+    assert result.receipt["verified"]["loads"] == f"loads as {text} with no missing or unexpected key"
+    architecture = Architecture(text, "", {}, words)
+    assert_same(architecture, architecture.load(tmp_path / "out"), task_arithmetic(*spoken))
 
 
 # --- the same weights in another layout ---------------------------------------------------------------------

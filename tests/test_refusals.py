@@ -267,7 +267,7 @@ def test_tied_and_untied_models(run: Run, tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         "cannot merge: 1 problem",
         "  ./e1: has an output head that ./base lacks: lm_head.weight",
-        "    In its config tie_word_embeddings is False, there True: make both alike, or take the untied one as the base.",
+        "    In its config tie_word_embeddings is False, there True: make both alike, or take the untied one as base.",
     ]
 
 

@@ -117,7 +117,7 @@ def test_the_rest_of_the_base_is_accounted_for(tmp_path: Path, make_recipe: Make
         (plan.donor.ref, "not part of CLIPVisionModel, which the models are")
     }
     assert {job.donor for job in plan.jobs} == whole - beside
-    assert "./base: read as the CLIPVisionModel in it" in plan.notes
+    assert plan.notes == ("./base: read as the CLIPVisionModel in it",)
 
 
 @pytest.mark.parametrize("method", ["dop", "opcm", "average"])

@@ -85,7 +85,7 @@ def own_problems(model: Model) -> Iterable[Problem]:
         return
     packed = [name for name, spec in model.specs.items() if spec.dtype.startswith("F8_") or spec.dtype == "C64"]
     if packed:
-        what = f"{_some(packed)} has dtype {model.specs[packed[0]].dtype}, which cannot be merged"
+        what = f"{some(packed)} has dtype {model.specs[packed[0]].dtype}, which cannot be merged"
         yield Problem(shown, what, "Use a version in float32, float16 or bfloat16.")
 
 
@@ -143,7 +143,7 @@ def missing_problems(base: Model, model: Model, missing: list[str]) -> Iterable[
         headless = all(base.role(name) is Role.HEAD for name in missing)
         remedy = "Keep the base's head with `heads: base`." if headless else ""
         remedy = remedy or f"Take them from the base with `{_copy(base, missing)}`."
-        what = f"lacks {count(len(missing), 'tensor')} of {base.source.ref.short}: {_some(missing)}"
+        what = f"lacks {count(len(missing), 'tensor')} of {base.source.ref.short}: {some(missing)}"
         yield Problem(model.source.ref.short, what, _ties(base, model) or remedy)
 
 
@@ -153,10 +153,10 @@ def extra_problems(base: Model, model: Model, extra: list[str]) -> Iterable[Prob
     if not extra:
         return
     if all(model.role(name) is Role.HEAD for name in extra):
-        what = f"has an output head that {other} lacks: {_some(extra)}"
+        what = f"has an output head that {other} lacks: {some(extra)}"
         remedy = "Keep every model's head with `heads: per-task` in the recipe, or none with `heads: drop`."
     else:
-        what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {_some(extra)}"
+        what = f"holds {count(len(extra), 'tensor')} that {other} lacks: {some(extra)}"
         remedy = f"Leave them out with `{_copy(model, extra)}`."
     yield Problem(shown, what, _ties(base, model) or remedy)
 
@@ -164,7 +164,7 @@ def extra_problems(base: Model, model: Model, extra: list[str]) -> Iterable[Prob
 def needed_problems(base: Model, model: Model, needed: list[str]) -> Iterable[Problem]:
     """``needed`` are tensors under a head that is kept: without a base's to take in their place it would not load."""
     if needed:
-        what = f"its output head stands on {_some(needed)}, which {base.source.ref.short} has none of to copy"
+        what = f"its output head stands on {some(needed)}, which {base.source.ref.short} has none of to copy"
         yield Problem(model.source.ref.short, what, "Merge the backbones alone with `heads: drop`.")
 
 
@@ -233,7 +233,7 @@ def _differences(base: Model, model: Model, keys: Iterable[str]) -> str:
 def _ties(base: Model, model: Model) -> str:
     """One model ties its head to its embedding and the other does not: then a head is missing or too many."""
     different = _differences(base, model, ["tie_word_embeddings"])
-    return f"In its config {different}: make both alike, or take the untied one as the base." if different else ""
+    return f"In its config {different}: make both alike, or take the untied one as base." if different else ""
 
 
 def _copy(model: Model, names: list[str]) -> str:
@@ -242,6 +242,7 @@ def _copy(model: Model, names: list[str]) -> str:
     return f"copy: [{', '.join(model.skeleton.roles[name].canonical for name in names[:_SHOWN])}{more}]"
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first few, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

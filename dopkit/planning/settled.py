@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dopkit.errors import count
-from dopkit.planning.matching import Model, matches
+from dopkit.planning.matching import Model, matches, some
 from dopkit.roles import Role
 from dopkit.specs import MERGEABLE
 
@@ -38,9 +38,9 @@ def copy_unread(recipe: Recipe, donor: Model, models: Sequence[Model]) -> tuple[
     skeleton = donor.skeleton
     held = {canonical for model in models for canonical in model.names}
     free = [
-        (role.canonical, name)
-        for name, role in skeleton.roles.items()
-        if name in skeleton.unread | skeleton.unknown and role.canonical not in held
+        (skeleton.roles[name].canonical, name)
+        for name in donor.specs  # without what lies beside a tower
+        if name in skeleton.unread | skeleton.unknown and skeleton.roles[name].canonical not in held
     ]
     more = sorted(pair for pair in free if why_fixed(recipe, donor, *pair) is None)
     if not more:
@@ -51,7 +51,7 @@ def copy_unread(recipe: Recipe, donor: Model, models: Sequence[Model]) -> tuple[
         ([canonical for canonical, name in more if name in skeleton.unknown], "and its class does not read them"),
     ):
         if names:
-            what = f"no model holds {', '.join(names)} {whose}: kept as in the base, as with `copy`"
+            what = f"no model holds {some(names)} {whose}: kept as in the base, as with `copy`"
             notes.append(f"{donor.source.ref.short}: {what}")
     copied = (*recipe.copied, *(canonical for canonical, _ in more))
     return recipe.model_copy(update={"copied": copied}), notes

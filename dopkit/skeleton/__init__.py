@@ -25,8 +25,9 @@ from dopkit.skeleton.names import Anatomy, Place, base_prefix, place_tensors
 from dopkit.skeleton.parts import Parts
 from dopkit.skeleton.resizing import resized
 from dopkit.skeleton.stacks import Stacks
+from dopkit.skeleton.towers import inner_names
 
-__all__ = ["LoadCheck", "Skeleton", "backbone_class", "build", "check_loads", "resized"]
+__all__ = ["LoadCheck", "Skeleton", "backbone_class", "build", "build_tower", "check_loads", "resized"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,38 @@ def build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...
     if backbone in (None, found.class_name):
         return found
     return _with_backbone(found, _build({**(config or {}), "architectures": [backbone]}, tensors))
+
+
+def build_tower(
+    whole: Mapping[str, Any] | None,
+    tower: Mapping[str, Any],
+    tensors: Mapping[str, tuple[int, ...]],
+    headless: bool = False,
+) -> Skeleton:
+    """As ``build`` for the config of a ``tower`` that the ``tensors`` of a ``whole`` model hold among others.
+
+    Most towers load from the names of the whole. A language model is found by the place that it has in the whole.
+    """
+    direct = build(tower, tensors, headless)
+    if direct.expected is None or {role.canonical for role in direct.roles.values()} & direct.expected:
+        return direct
+    full = {name: role.canonical for name, role in _build(whole, tensors).roles.items()}
+    inner = inner_names(full, direct.expected)
+    if inner is None:
+        return direct
+    found = build(tower, {inner[name]: shape for name, shape in tensors.items()}, headless)
+
+    def on_disk(names: frozenset[str]) -> frozenset[str]:
+        return frozenset(name for name in tensors if inner[name] in names)
+
+    return replace(
+        found,
+        roles={name: found.roles[inner[name]] for name in tensors},
+        ignored=on_disk(found.ignored),
+        unknown=on_disk(found.unknown),
+        unread=on_disk(found.unread),
+        converted={name: found.converted[inner[name]] for name in tensors if inner[name] in found.converted},
+    )
 
 
 def _with_backbone(found: Skeleton, backbone: Skeleton) -> Skeleton:
