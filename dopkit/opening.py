@@ -12,6 +12,7 @@ from typing import Any
 
 from dopkit import hub, refs, skeleton
 from dopkit.checkpoints import AdapterCheckpoint, Checkpoint, IsAdapter, OnlyPickles, Shelf, base_named
+from dopkit.checkpoints.files import module_weights
 from dopkit.errors import CheckpointError, DopkitError, Problem
 from dopkit.planning import Adapted, Source
 from dopkit.planning.matching import Model
@@ -194,8 +195,14 @@ def source_of(checkpoint: Checkpoint) -> Source:
         checkpoint.state,
         nbytes,
         own.download_bytes,
-        checkpoint.notes,
+        (*checkpoint.notes, *_modules_note(checkpoint)),
         complete=checkpoint.complete,
         missing=own.missing,
         adapted=adapted,
     )
+
+
+def _modules_note(checkpoint: Checkpoint) -> Iterator[str]:
+    if modules := module_weights(checkpoint.side_files):
+        what = "modules of sentence-transformers with weights of their own are not merged, the base's are taken"
+        yield f"{checkpoint.ref.short}: {what} ({', '.join(modules)})"

@@ -6,6 +6,7 @@ Every architecture is merged from three spellings and formats at once; see ``pub
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import tiny
 import torch
 from architectures import ARCHITECTURES
 from published import Architecture, words, write
+from safetensors.torch import save_file
 from torch import nn
 
 import dopkit
@@ -238,6 +240,22 @@ def test_counters_of_batch_norms_are_the_bases(folder: Folder, tmp_path: Path, m
     dopkit.run(recipe, tmp_path / "out")
     base, *experts = (architecture.load(root / model) for model in MODELS)
     assert_same(architecture, architecture.load(tmp_path / "out"), task_arithmetic(base, *experts))
+
+
+def test_a_dense_layer_behind_a_sentence_embedder_is_the_bases(
+    folder: Folder, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    """A module of sentence-transformers, in a folder of its own: without it the result would not load there."""
+    root, file = folder("bert"), Path("2_Dense") / "model.safetensors"
+    for number, model in enumerate(MODELS):
+        shutil.copytree(root / model, tmp_path / model)
+        (tmp_path / model / file).parent.mkdir()
+        save_file({"linear.weight": torch.full((4, 16), float(number))}, tmp_path / model / file)
+    recipe = make_recipe(tmp_path, ["e0", "e1"], "average")
+    what = "modules of sentence-transformers with weights of their own are not merged, the base's are taken (2_Dense)"
+    assert dopkit.plan(recipe).notes == tuple(f"./{model}: {what}" for model in MODELS)
+    dopkit.run(recipe, tmp_path / "out")
+    assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "base" / file).read_bytes()
 
 
 # --- parts of a model ---------------------------------------------------------------------------------------

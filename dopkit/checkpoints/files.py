@@ -6,7 +6,7 @@ Judges by names and by the text of an index. Names that come from a repository a
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -38,6 +38,10 @@ _SIDE_FILES = (
     "*.py",
     "LICENSE*", "LICENCE*", "NOTICE*",
 )  # fmt: skip
+
+
+# A module of sentence-transformers behind the model, a dense layer say: small, and no part of the model's class.
+_MODULE_WEIGHTS = ("[0-9]_*/model.safetensors", "[0-9]_*/pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,16 @@ def _is_side_file(name: str) -> bool:
     parts = name.split("/")
     if len(parts) > 2 or not all(is_plain(part) for part in parts):
         return False
+    if name.endswith((".safetensors", ".bin")):
+        return _matches(name, _MODULE_WEIGHTS)
+    return _matches(name, _SIDE_FILES)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
     # A `*` must not reach into sub-folders.
-    return any(
-        pattern.count("/") == name.count("/") and fnmatchcase(name, pattern) for pattern in _SIDE_FILES
-    ) and not name.endswith((".safetensors", ".bin"))
+    return any(pattern.count("/") == name.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def module_weights(names: Iterable[str]) -> list[str]:
+    """The folders of sentence-transformers' modules that hold weights, which are no tensors of the model."""
+    return sorted({name.partition("/")[0] for name in names if _matches(name, _MODULE_WEIGHTS)})

@@ -178,15 +178,19 @@ def test_what_travels_with_a_merged_model() -> None:
     travels = [
         "LICENSE", "LICENSE.txt", "NOTICE", "added_tokens.json", "additional_chat_templates/tool.jinja",
         "chat_template.jinja", "generation_config.json", "merges.txt", "modeling_x.py", "modules.json",
-        "1_Pooling/config.json", "preprocessor_config.json", "special_tokens_map.json", "spiece.model",
+        "1_Pooling/config.json", "2_Dense/model.safetensors", "3_Dense/pytorch_model.bin",
+        "preprocessor_config.json", "special_tokens_map.json", "spiece.model",
         "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "video_preprocessor_config.json", "vocab.json",
     ]  # fmt: skip
     stays = [
         "README.md", "config.json", "model.safetensors", INDEX, "pytorch_model.bin", "training_args.bin",
         "tokenizer.bin", "onnx/model.onnx", "sub/tokenizer.json", "a/b/LICENSE", "../tokenizer.json", "/tokenizer.json",
         "../evil.py", "additional_chat_templates/../x.jinja", "tokenizer\\..\\x", "optimizer.pt", "tokenizer/../x",
+        "onnx/model.safetensors", "2_Dense/optimizer.bin", "2_Dense/sub/model.safetensors",
+        "checkpoint-2/model.safetensors",
     ]  # fmt: skip
     assert files.side_files([*stays, *travels]) == sorted(travels)
+    assert files.module_weights([*stays, *travels]) == ["2_Dense", "3_Dense"]
 
 
 def test_a_text_that_cannot_be_read_is_named(tmp_path: Path) -> None:
