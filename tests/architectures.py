@@ -19,6 +19,7 @@ from published import (
     mask_and_frequencies,
     nothing,
     picture_in_words,
+    pictures_in_words,
     pixels,
     position_ids,
     prediction_layer,
@@ -126,6 +127,14 @@ ARCHITECTURES = {
             "image_token_id": 60,
         },
         grid_in_words,
+    ),
+    "idefics3": Architecture(
+        "Idefics3ForConditionalGeneration", "idefics3",
+        {
+            "text_config": {**_DECODER, "model_type": "llama"}, "vision_config": _SIGHT, "scale_factor": 2,
+            "image_token_id": 60,
+        },
+        pictures_in_words,
     ),
     "clip": Architecture(
         "CLIPModel", "clip",

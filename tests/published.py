@@ -137,6 +137,11 @@ def picture_in_words() -> Inputs:
     return {"input_ids": torch.tensor([[3, 60, 60, 60, 60, 7, 9]]), "pixel_values": _noise(1, 3, 8, 8)}
 
 
+def pictures_in_words() -> Inputs:
+    """One token for the whole picture, the only one of several that there may be."""
+    return {"input_ids": torch.tensor([[3, 5, 60, 7, 9]]), "pixel_values": _noise(1, 1, 3, 8, 8)}
+
+
 def grid_in_words() -> Inputs:
     """The same for models that take the patches, of two frames, in a row."""
     row = {"pixel_values": _noise(16, 3 * 2 * 4 * 4), "image_grid_thw": torch.tensor([[1, 4, 4]])}

@@ -289,7 +289,10 @@ def test_the_language_model_alone(name: str, folder: Folder, tmp_path: Path, mak
     assert_same(architecture, architecture.load(tmp_path / "out"), with_tensors(base, spoken))
 
 
-@pytest.mark.parametrize(("name", "text"), [("llava", "LlamaForCausalLM"), ("gemma3, whole", "Gemma3ForCausalLM")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("llava", "LlamaForCausalLM"), ("idefics3", "LlamaForCausalLM"), ("gemma3, whole", "Gemma3ForCausalLM")],
+)
 def test_language_models_on_a_whole_base(
     name: str, text: str, folder: Folder, tmp_path: Path, make_recipe: MakeRecipe
 ) -> None:
@@ -301,7 +304,8 @@ def test_language_models_on_a_whole_base(
     for model in MODELS:
         whole = ARCHITECTURES[name].load(root / model)
         alone = getattr(transformers, text)(whole.config.text_config)
-        alone.model.load_state_dict(whole.model.language_model.state_dict())
+        inner = whole.model.text_model if name == "idefics3" else whole.model.language_model
+        alone.model.load_state_dict(inner.state_dict())
         alone.lm_head.load_state_dict(whole.lm_head.state_dict())
         spoken.append(alone.eval())
         if model != "base":

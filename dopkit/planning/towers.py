@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # What a config states once for all of its parts.
-_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config")
+_OF_THE_WHOLE = ("dtype", "torch_dtype", "quantization_config", "tie_word_embeddings")
 
 
 def tower_config(whole: Mapping[str, Any] | None, part: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -88,24 +88,29 @@ def build_tower(
     Most towers load from the names of the whole. A language model is found by the place that it has in the whole.
     """
     direct = build(tower, tensors, headless)
-    if direct.expected is None or {role.canonical for role in direct.roles.values()} & direct.expected:
+    if direct.expected is None or not direct.unknown:
         return direct
     full = {name: role.canonical for name, role in _build(whole, tensors).roles.items()}
     inner = inner_names(full, direct.expected)
     if inner is None:
         return direct
     found = build(tower, {inner[name]: shape for name, shape in tensors.items()}, headless)
+    return _renamed(found, inner) if len(found.unknown) < len(direct.unknown) else direct
 
-    def on_disk(names: frozenset[str]) -> frozenset[str]:
-        return frozenset(name for name in tensors if inner[name] in names)
+
+def _renamed(found: Skeleton, names: Mapping[str, str]) -> Skeleton:
+    """The same with other checkpoint names: ``names`` maps those to the ones that were asked about."""
+
+    def those(few: frozenset[str]) -> frozenset[str]:
+        return frozenset(name for name, asked in names.items() if asked in few)
 
     return replace(
         found,
-        roles={name: found.roles[inner[name]] for name in tensors},
-        ignored=on_disk(found.ignored),
-        unknown=on_disk(found.unknown),
-        unread=on_disk(found.unread),
-        converted={name: found.converted[inner[name]] for name in tensors if inner[name] in found.converted},
+        roles={name: found.roles[asked] for name, asked in names.items()},
+        ignored=those(found.ignored),
+        unknown=those(found.unknown),
+        unread=those(found.unread),
+        converted={name: found.converted[asked] for name, asked in names.items() if asked in found.converted},
     )
 
 
