@@ -64,6 +64,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")  # of scoring, alike for every row
+    torch.backends.cuda.enable_flash_sdp(False)  # of the CPU as well: with "medium" it is the slowest for few tokens
     merger = Merger(options.in_process)
     suite = Suite(options.suite, options.limit, merger)
     results = Results(options.results or Path(f"{options.suite.name}-results.jsonl"))
