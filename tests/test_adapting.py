@@ -184,9 +184,9 @@ def test_a_finished_one_is_told_and_an_unfinished_one_continued(
 ) -> None:
     made = recipe(adapted, output="adapter", rank=3)
     dopkit.run(made, tmp_path / "straight")
-    import dopkit.adapting as adapting
+    from dopkit.adapting import writing
 
-    real, calls = adapting.factors, []
+    real, calls = writing.factors, []
 
     def breaks(*given: Any) -> Any:
         calls.append(given[0].module)
@@ -194,7 +194,7 @@ def test_a_finished_one_is_told_and_an_unfinished_one_continued(
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(adapting, "factors", breaks)
+    monkeypatch.setattr(writing, "factors", breaks)
     with pytest.raises(KeyboardInterrupt):
         dopkit.run(made, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,106 @@
+"""From the plan of an adapter to its folder: factors, config, verification, receipt, recipe and card."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from dopkit import card, pinning, receipt
+from dopkit.adapting.describing import render
+from dopkit.adapting.planning import CUT, JOINED
+from dopkit.adapting.preparing import Prepared
+from dopkit.checkpoints.adapter import open_adapter
+from dopkit.checkpoints.adapter_config import CONFIG
+from dopkit.checkpoints.joining import Joined, adapter_config, factors
+from dopkit.checkpoints.reading import bytes_of, torch_dtype
+from dopkit.errors import CheckpointError, MergeError, VerificationError, count
+from dopkit.measure import peak_resident_bytes, resident_bytes
+from dopkit.progress import Progress
+from dopkit.recipe import Recipe
+from dopkit.refs import ModelRef
+from dopkit.writer import RECEIPT, Journal, OutputFolder, ShardWriter, write_text
+
+
+def merge(
+    recipe: Recipe, prepared: Prepared, output: OutputFolder, fingerprint: str, progress: Progress
+) -> receipt.Receipt:
+    """All that stands in the folder. ``recipe`` is as it was given."""
+    before, made = resident_bytes(), prepared.plan
+    folder = output.prepare()
+    pins = pinning.to_remember(recipe.drawn(), made.recipe)
+    with ExitStack() as stack:
+        journal = Journal(folder, fingerprint, output.overwrite, pins)
+        stack.callback(journal.close)
+        writer = ShardWriter(folder, made.shards, journal)
+        stack.callback(writer.close)
+        for joined in prepared.modules:
+            if not {joined.a, joined.b} <= writer.done:
+                _write(joined, prepared, writer)
+        shards = writer.finish()
+        own = prepared.adapters[0]
+        tasks = {adapter.lora.task for adapter in prepared.adapters}
+        named = own.lora.base if len({adapter.lora.base for adapter in prepared.adapters}) == 1 else None
+        task = tasks.pop() if len(tasks) == 1 else None
+        text = json.dumps(adapter_config(prepared.modules, own.base.ref, named, task), indent=2)
+        write_text(folder / CONFIG, text + "\n")
+        progress.stage("verifying")
+        verified = {"applies": _verify(folder, prepared)}
+        if lost := _lost(journal):
+            verified["rank"] = lost
+        measured = {
+            "device": "cpu",
+            "seconds": round(journal.seconds, 3),
+            "peak_resident_bytes": max(peak_resident_bytes(), journal.peak_before),
+            "resident_bytes_before": before,
+            "resumed": journal.resumed,
+        }
+        done = receipt.make(made, fingerprint, journal.entries, shards, measured, verified)
+        text = made.recipe.to_yaml(output.path.absolute())
+        write_text(folder / receipt.RECIPE_FILE, text)
+        write_text(folder / card.CARD_FILE, render(prepared, text))
+        write_text(folder / RECEIPT, receipt.to_json(done))
+    return done
+
+
+def _write(joined: Joined, prepared: Prepared, writer: ShardWriter) -> None:
+    started = time.monotonic()
+    a, b, cut = factors(joined, prepared.adapters, prepared.weights)
+    rule = JOINED if cut is None else CUT
+    record = {"rule": rule.name, "device": "cpu", "seconds": round(time.monotonic() - started, 4)}
+    ranks = {"rank": joined.together, "kept": joined.rank}
+    steps = {} if cut is None else {"steps": [{**ranks, "energy": cut.energy, "lost": cut.lost}]}
+    for name, tensor, said in ((joined.a, a, {}), (joined.b, b, steps)):
+        tensor = tensor.to(torch_dtype(prepared.plan.jobs[0].dtype))
+        if not bool(torch.isfinite(tensor).all()):
+            raise MergeError(f"{name} would hold values that are NaN or infinite")
+        writer.write(name, 0, bytes_of(tensor.contiguous()))
+        writer.complete(name, {**record, **said})
+
+
+def _verify(folder: Path, prepared: Prepared) -> str:
+    """Whether what was written applies to the base as it should, as a clause. Raises VerificationError."""
+    base = prepared.adapters[0].base
+    written = ModelRef(str(folder), folder=folder.absolute())
+    try:
+        opened = open_adapter(base.ref.with_adapter(written), base)
+    except CheckpointError as error:
+        raise VerificationError("the adapter does not apply to its base", error.problems) from None
+    ranks = {
+        product.a: (product.rank, product.scale) for change in opened.changes.values() for product in change.low_rank
+    }
+    opened.adapter.close()
+    if ranks != {joined.a: (joined.rank, 1.0) for joined in prepared.modules}:
+        raise VerificationError("the adapter does not apply to its base as planned")
+    return f"applies to {count(len(prepared.modules), 'module')} of {base.ref.name}, every value finite"
+
+
+def _lost(journal: Journal) -> str:
+    """What the cut to a rank cost, as a clause; "" without a cut."""
+    steps = [step for entry in journal.entries.values() for step in entry.get("steps", [])]
+    energy = sum(step["energy"] for step in steps)
+    share = sum(step["lost"] for step in steps) / energy if energy else 0.0
+    return f"{share:.2%} of the energy cut off in {count(len(steps), 'module')}" if steps else ""
