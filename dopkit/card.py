@@ -93,10 +93,10 @@ def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name:
         "---\n" + yaml.safe_dump(_metadata(plan, sources, class_name), sort_keys=False, allow_unicode=True) + "---",
         f"# {name}",
         _opening(plan),
-        "## Models merged\n\n" + _models(plan),
+        "## Models merged\n\n" + models_table(plan),
         "## Use\n\n" + _usage(name, class_name, headless=plan.headless, heads=done["heads"]),
-        f"## Recipe\n\n```yaml\n{recipe_yaml.strip()}\n```\n\n" + _again(plan),
-        "## What the run measured\n\n" + _measured(plan, done),
+        f"## Recipe\n\n```yaml\n{recipe_yaml.strip()}\n```\n\n" + again(plan),
+        "## What the run measured\n\n" + measured(plan, done),
         "## Licences\n\n" + licences(sources),
     ]
     return "\n\n".join(parts) + "\n"
@@ -150,7 +150,7 @@ def _opening(plan: Plan) -> str:
     return f"This model was merged from {models} model{'s' if models > 1 else ''} with dopkit, by {how}."
 
 
-def _models(plan: Plan) -> str:
+def models_table(plan: Plan) -> str:
     rows = ["| | model | commit |", "|---|---|---|"]
     base = [("base", plan.donor)] if plan.recipe.base_model is not None else []
     for label, source in [*base, *((str(step), source) for step, source in enumerate(plan.merged_models, start=1))]:
@@ -201,7 +201,7 @@ def _labels(head: Mapping[str, Any]) -> str:
     return f"{head['labels']}: {first}{more}" if first else str(head["labels"])
 
 
-def _again(plan: Plan) -> str:
+def again(plan: Plan) -> str:
     if plan.continues and plan.continues.inexact:
         return f"It was made in several merges, and the recipe in one gives something else: {plan.continues.inexact}."
     if not any(source.ref.local for source in (plan.donor, *plan.merged_models)):
@@ -209,7 +209,7 @@ def _again(plan: Plan) -> str:
     return "Some of the sources are local folders: only who has them can make it again."
 
 
-def _measured(plan: Plan, done: Receipt) -> str:
+def measured(plan: Plan, done: Receipt) -> str:
     run, lines = done["run"], []
     rules = ", ".join(f"{tensors} by `{rule}`" for rule, (tensors, _) in plan.rules().items())
     if plan.continues:

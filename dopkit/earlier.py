@@ -13,6 +13,7 @@ from pathlib import Path
 from dopkit import hub, hub_recipes, receipt, state
 from dopkit.card import CARD_FILE
 from dopkit.checkpoints import Checkpoint
+from dopkit.checkpoints.adapter_config import CONFIG
 from dopkit.checkpoints.files import side_files
 from dopkit.checkpoints.folder import file_names, open_folder
 from dopkit.errors import CheckpointError, HubError, OutputError, Problem, count
@@ -44,6 +45,17 @@ class EarlierMerge:
     @property
     def local(self) -> bool:
         return self.ref.folder is not None
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.recipe.output == "adapter"
+
+    @property
+    def merged(self) -> ModelRef:
+        """What was merged, as a model: of an adapter, that on its base."""
+        if not self.is_adapter:
+            return self.ref
+        return self.recipe.models[0].model.without_adapter.with_adapter(self.ref)
 
     @property
     def state_download_bytes(self) -> int:
@@ -82,7 +94,7 @@ class EarlierMerge:
     def strangers(self) -> list[str]:
         """The files in its folder that are no part of it: they would go when it is replaced."""
         names = [name for name in file_names(self.folder) if not name.startswith((".", "dopkit_"))]
-        ours = {"config.json", CARD_FILE, REPORT, INDEX_FILE, *side_files(names)}
+        ours = {CONFIG if self.is_adapter else "config.json", CARD_FILE, REPORT, INDEX_FILE, *side_files(names)}
         ours |= {shard["file"] for shard in self.receipt["shards"]}
         return [name for name in names if name not in ours and not name.startswith((f"{FOLDER}/", f"{STATE}/", STEPS))]
 
@@ -111,9 +123,15 @@ def _in_folder(folder: Path) -> EarlierMerge:
     state_text = (folder / STATE_FILE).read_text(encoding="utf-8", errors="replace")
     recipe = reading.load_recipe(folder / RECIPE_FILE)
     # Folders in it are written as seen from this folder; the result may lie elsewhere.
-    recipe = recipe.with_refs({ref: replace(ref, text=str(ref.folder)) for ref in recipe.refs if ref.folder})
+    recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.refs})
     found = state.parse(state_text, f"{shown}/{STATE_FILE}")
     return EarlierMerge(ModelRef(shown, folder=folder), folder, recipe, found, receipt.read(folder))
+
+
+def _absolute(ref: ModelRef) -> ModelRef:
+    """The same model, whose folders are told by their whole path."""
+    own = ref.without_adapter if ref.folder is None else replace(ref, text=str(ref.folder), adapter=None)
+    return own if ref.adapter is None else own.with_adapter(_absolute(ref.adapter))
 
 
 def _on_the_hub(ref: ModelRef) -> EarlierMerge:

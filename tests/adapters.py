@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,10 @@ from typing import Any
 
 import tiny
 import torch
+
+import dopkit
+from dopkit import refs
+from dopkit.checkpoints import open_checkpoint
 
 LORA = {"r": 4, "lora_alpha": 12, "target_modules": ["q_proj", "v_proj", "down_proj"]}
 
@@ -57,3 +62,43 @@ def make_adapter(
     tensors = tiny.read(whole)
     shutil.rmtree(whole)
     return tensors
+
+
+ADAPTERS: tuple[dict[str, Any], ...] = (
+    {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
+    {"target_modules": ["q_proj", "down_proj"], "r": 3, "use_rslora": True},
+    {"target_modules": ["q_proj", "embed_tokens"], "r": 2, "rank_pattern": {"layers.1.self_attn.q_proj": 5}},
+    {"target_modules": ["q_proj", "k_proj", "down_proj", "lm_head"], "r": 2, "lora_alpha": 5},
+)
+
+
+def make_adapted(root: Path) -> Path:
+    """In ``root`` a Llama ``base`` in float32 and adapters ``a0`` to ``a3`` of several ranks, modules and scales."""
+    base = tiny.make_llama(root / "base", dtype=torch.float32)
+    for number, config in enumerate(ADAPTERS):
+        make_adapter(base, root / f"a{number}", seed=number, stored_embeddings=False, **config)
+    return root
+
+
+def recipe(root: Path, method: str = "average", models: str = "[./a0, ./a1, ./a2]", **keys: object) -> dopkit.Recipe:
+    """Of the adapters in ``root``."""
+    lines = [f"{key}: {json.dumps(value)}" for key, value in keys.items()]
+    text = "\n".join([f"merge_method: {method}", "base_model: ./base", f"models: {models}", *lines])
+    return dopkit.parse_recipe(text, folder=root)
+
+
+def applied(root: Path, adapter: Path) -> tiny.Tensors:
+    """The base with an adapter, as dopkit reads it."""
+    model = open_checkpoint(refs.parse("./base", root).with_adapter(refs.parse(str(adapter), root)))
+    return {name: model.read(name) for name in model.specs}
+
+
+def assert_the_full_merge(root: Path, out: Path, made: dopkit.Recipe) -> None:
+    """The adapter in ``out`` against what ``made`` gives as a whole model, which is put beside it."""
+    whole = made.model_copy(update={"output": "model", "rank": None})
+    dopkit.run(whole, out.with_name("whole"))
+    base, ours, full = tiny.read(root / "base"), applied(root, out), tiny.read(out.with_name("whole"))
+    for name, tensor in full.items():
+        distance = float((ours[name] - tensor).norm())
+        # beside the task vector, what rounding to float32 does to the merged weights themselves
+        assert distance <= 1e-5 * float((tensor - base[name]).norm()) + 1e-7 * float(tensor.norm()), name

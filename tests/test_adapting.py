@@ -11,56 +11,22 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from adapters import make_adapter, peft_warnings
+from adapters import applied, assert_the_full_merge, make_adapted, make_adapter, peft_warnings, recipe
 from click.testing import CliRunner
 from hubserver import CLIENT_WARNING, TestHub, connect
 from safetensors.torch import load_file
 
 import dopkit
-from dopkit import refs
-from dopkit.checkpoints import open_checkpoint
 from dopkit.cli import main
 from dopkit.errors import PlanError
 from dopkit.methods.coefficients import coefficients
 from dopkit.methods.parameters import Parameters
 from dopkit.publishing import PushOptions
 
-ADAPTERS: tuple[dict[str, Any], ...] = (
-    {"target_modules": ["q_proj", "v_proj", "embed_tokens"]},
-    {"target_modules": ["q_proj", "down_proj"], "r": 3, "use_rslora": True},
-    {"target_modules": ["q_proj", "embed_tokens"], "r": 2, "rank_pattern": {"layers.1.self_attn.q_proj": 5}},
-)
-
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Llama ``base`` in float32 and adapters ``a0`` to ``a2`` of several ranks, modules and scales."""
-    root = tmp_path_factory.mktemp("adapted")
-    base = tiny.make_llama(root / "base", dtype=torch.float32)
-    for number, config in enumerate(ADAPTERS):
-        make_adapter(base, root / f"a{number}", seed=number, stored_embeddings=False, **config)
-    return root
-
-
-def recipe(root: Path, method: str = "average", models: str = "[./a0, ./a1, ./a2]", **keys: object) -> dopkit.Recipe:
-    lines = [f"{key}: {json.dumps(value)}" for key, value in keys.items()]
-    text = "\n".join([f"merge_method: {method}", "base_model: ./base", f"models: {models}", *lines])
-    return dopkit.parse_recipe(text, folder=root)
-
-
-def applied(root: Path, adapter: Path) -> tiny.Tensors:
-    model = open_checkpoint(refs.parse("./base", root).with_adapter(refs.parse(str(adapter), root)))
-    return {name: model.read(name) for name in model.specs}
-
-
-def assert_the_full_merge(root: Path, out: Path, made: dopkit.Recipe) -> None:
-    whole = made.model_copy(update={"output": "model", "rank": None})
-    dopkit.run(whole, out.with_name("whole"))
-    base, ours, full = tiny.read(root / "base"), applied(root, out), tiny.read(out.with_name("whole"))
-    for name, tensor in full.items():
-        distance = float((ours[name] - tensor).norm())
-        # beside the task vector, what rounding to float32 does to the merged weights themselves
-        assert distance <= 1e-5 * float((tensor - base[name]).norm()) + 1e-7 * float(tensor.norm()), name
+    return make_adapted(tmp_path_factory.mktemp("adapted"))
 
 
 WEIGHTS = "[{model: ./a0, parameters: {weight: 0.5}}, {model: ./a1, parameters: {weight: 2}}, \
@@ -84,6 +50,7 @@ def test_it_is_the_full_merge(
     result = dopkit.run(made, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "dopkit_receipt.json", "dopkit_recipe.yaml",
+        "dopkit_state.json",
     ]  # fmt: skip
     assert_the_full_merge(adapted, tmp_path / "out", made)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
@@ -184,9 +151,9 @@ def test_a_finished_one_is_told_and_an_unfinished_one_continued(
 ) -> None:
     made = recipe(adapted, output="adapter", rank=3)
     dopkit.run(made, tmp_path / "straight")
-    from dopkit.adapting import writing
+    from dopkit.adapting import modules
 
-    real, calls = writing.factors, []
+    real, calls = modules.products, []
 
     def breaks(*given: Any) -> Any:
         calls.append(given[0].module)
@@ -194,7 +161,7 @@ def test_a_finished_one_is_told_and_an_unfinished_one_continued(
             raise KeyboardInterrupt
         return real(*given)
 
-    monkeypatch.setattr(writing, "factors", breaks)
+    monkeypatch.setattr(modules, "products", breaks)
     with pytest.raises(KeyboardInterrupt):
         dopkit.run(made, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -228,7 +195,7 @@ def test_what_cannot_be_one_adapter_is_refused(adapted: Path, tmp_path: Path) ->
     make_adapter(adapted / "base", tmp_path / "embedding", target_modules=["embed_tokens"])
     other = Path(shutil.copytree(adapted / "base", tmp_path / "other"))
     models = f"[{tmp_path}/dora, {tmp_path}/weights, {{model: {other}, adapter: {adapted}/a0}}, ./base]"
-    assert refusal(recipe(adapted, "dop", models, output="adapter", heads="drop"), stream=True) == [
+    assert refusal(recipe(adapted, "opcm", models, output="adapter", heads="drop"), stream=True) == [
         "cannot merge: 5 problems",
         "  heads: does not go with `output: adapter`",
         "    Leave it out.",
@@ -236,8 +203,8 @@ def test_what_cannot_be_one_adapter_is_refused(adapted: Path, tmp_path: Path) ->
         "    Leave it out.",
         "  ./base: is no adapter",
         f"  /other+{adapted}/a0: stands on another base than ./base",
-        "  output: adapter: dop is no weighted sum of task vectors (average, linear, task_arithmetic are)",
-        "    Leave it out: the result is then a whole model.",
+        "  output: adapter: opcm leaves no factors (average, linear, task_arithmetic and dop do)",
+        "    Leave out `output: adapter`: the result is then a whole model.",
     ]
     assert refusal(recipe(adapted, "average", models.split(", {")[0] + "]", output="adapter")) == [
         "cannot merge: 3 problems",

@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from dopkit import layout
+from dopkit.adapting.ways import Way
 from dopkit.checkpoints import AdapterCheckpoint
 from dopkit.checkpoints.files import ADAPTER
 from dopkit.checkpoints.joining import Joined
-from dopkit.methods import Cut, Rule
-from dopkit.methods.costs import copies, elementwise_effort
+from dopkit.methods import FLOAT32
 from dopkit.opening import source_of
-from dopkit.planning import Plan, TensorJob
+from dopkit.planning import Continuation, Dropped, Plan, TensorJob
 from dopkit.planning.building import OVERHEAD_BYTES
 from dopkit.recipe import Recipe
-from dopkit.roles import Role
 from dopkit.specs import DTYPES
 
-JOINED = Rule("factors joined", None, Cut.WHOLE, False, copies(4), elementwise_effort)
-CUT = Rule("factors cut", None, Cut.WHOLE, False, copies(12), elementwise_effort, float64=True)
-
 _NAMES = {dtype.torch: name for name, dtype in DTYPES.items()}
+_FLOAT64 = 8  # bytes
 
 
-def planned(recipe: Recipe, adapters: Sequence[AdapterCheckpoint], modules: Sequence[Joined], seed: int | None) -> Plan:
+def planned(
+    recipe: Recipe,
+    adapters: Sequence[AdapterCheckpoint],
+    modules: Sequence[Joined],
+    ways: Mapping[str, Way | None],
+    seed: int | None,
+    before: Continuation | None = None,
+) -> Plan:
+    """What is made of every module that has a way; the others are left out by name."""
     dtype = _NAMES[recipe.out_dtype or recipe.dtype or "float32"]
     base = adapters[0].base
-    jobs = {}
+    jobs: dict[str, TensorJob] = {}
+    dropped: list[Dropped] = []
+    memory = 0
     for joined in modules:
-        rule = CUT if joined.rank < joined.together else JOINED
-        role = Role.EMBEDDING if joined.embedding else Role.CONV1D if joined.outputs_last else Role.LINEAR
+        way = ways[joined.module]
+        if way is None:
+            dropped += _left_in_the_base(joined, adapters)
+            continue
+        rule, role = way.shown(joined), base.names.role(joined.tensor)
+        memory = max(memory, working_bytes(joined, way))
         for name, shape in ((joined.a, joined.a_shape), (joined.b, joined.b_shape)):
             jobs[name] = TensorJob(name, joined.tensor, role, rule, dtype, shape, (), None, name)
     tensors = [(job.name, job.dtype, job.shape) for job in jobs.values()]
@@ -45,8 +57,24 @@ def planned(recipe: Recipe, adapters: Sequence[AdapterCheckpoint], modules: Sequ
         models=sources,
         jobs=tuple(jobs[tensor.name] for shard in shards for tensor in shard.tensors),
         shards=tuple(shards),
-        dropped=(),
+        dropped=tuple(dropped),
         notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
         max_shard_size=whole,
-        memory_bytes=max(job.working_bytes for job in jobs.values()) + OVERHEAD_BYTES,
+        memory_bytes=memory + OVERHEAD_BYTES,
+        continues=before,
     )
+
+
+def working_bytes(joined: Joined, way: Way) -> int:
+    """Upper estimate for one module: the factors, and in float64 their bases and some matrices of the ranks' size."""
+    sides = joined.b_shape[0] + math.prod(joined.a_shape[1:])
+    factors = sides * joined.together * FLOAT32
+    if way.weights is not None and joined.rank == joined.together:
+        return 4 * factors
+    return 3 * factors + _FLOAT64 * (4 * sides * joined.together + 40 * joined.together**2)
+
+
+def _left_in_the_base(joined: Joined, adapters: Sequence[AdapterCheckpoint]) -> Iterator[Dropped]:
+    for index, product in joined.pieces:
+        for factor in product.tensors:
+            yield Dropped(adapters[index].ref, factor, "other: base")

@@ -1,44 +1,61 @@
-"""Everything before a merge of adapters: each opened from its headers, what cannot be refused, the plan made."""
+"""Everything before a merge of adapters: each opened from its headers, what is refused, the plan made."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from dopkit import pinning, publishing
 from dopkit.adapting.planning import planned
+from dopkit.adapting.ways import Way, obstacles, way_of
 from dopkit.checkpoints import AdapterCheckpoint
 from dopkit.checkpoints.joining import Joined, join
 from dopkit.errors import PlanError, Problem, count
 from dopkit.measure import available_bytes
-from dopkit.methods.coefficients import coefficients
 from dopkit.opening import merged_twice, open_all
-from dopkit.planning import Plan
+from dopkit.planning import Continuation, Plan
+from dopkit.planning.matching import idle_among
 from dopkit.preparing import Options
 from dopkit.progress import Progress
+from dopkit.receipt import Receipt
 from dopkit.recipe import Recipe
 from dopkit.units import show_size
 from dopkit.writer import OutputFolder
 
 
 @dataclass(frozen=True)
+class Grown:
+    """What a merge knows that adds to an earlier one, whose adapter is the first of its recipe."""
+
+    continues: Continuation | None  # None when every earlier adapter is read again
+    receipt: Receipt | None  # the earlier one's
+    check: Callable[[Plan], None]  # raises PlanError for what cannot be added
+
+
+@dataclass(frozen=True)
 class Prepared:
     plan: Plan
     adapters: Sequence[AdapterCheckpoint]
-    weights: Sequence[float]  # of every adapter's task vector
-    modules: Sequence[Joined]
+    modules: Sequence[Joined]  # that are in the result
+    ways: Mapping[str, Way]  # by module
 
 
 @contextmanager
 def prepared(
-    recipe: Recipe, output: OutputFolder, options: Options, progress: Progress, download: bool = False
+    recipe: Recipe,
+    output: OutputFolder,
+    options: Options,
+    progress: Progress,
+    download: bool = False,
+    grown: Grown | None = None,
 ) -> Iterator[Prepared]:
+    """Open, judge and plan. Raises PlanError with all problems at once."""
     seed = (recipe.seed or 0) if recipe.order == "shuffle" else None
     recipe = recipe.drawn()
-    pins = pinning.remembered(recipe, output)
+    before = grown.continues if grown else None
     with ExitStack() as stack:
-        opened, problems = open_all(recipe, pins, progress, download)
+        opened, problems = open_all(recipe, pinning.remembered(recipe, output), progress, download)
         problems += _without_effect(recipe, options)
         if options.push is not None:
             problems += publishing.obstacles(recipe.refs, options.push.by_default(recipe.repo_id))
@@ -53,27 +70,40 @@ def prepared(
         adapters = [model for model in models if isinstance(model, AdapterCheckpoint)]
         problems += [Problem(model.ref.short, "is no adapter") for model in models if model not in adapters]
         problems += _other_base(recipe, adapters)
-        weights: list[float] = []
-        try:
-            weights = coefficients(recipe.merge_method, [recipe.parameters_for(at) for at in range(len(recipe.models))])
-        except ValueError as error:
-            problems.append(Problem("output: adapter", str(error), "Leave it out: the result is then a whole model."))
+        problems += obstacles(recipe, before)
+        if adapters:
+            names = adapters[0].base.names
+            problems += idle_among(recipe, map(names.canonical, names.specs), names.specs)
         modules: list[Joined] = []
         if not problems:
             modules, problems = join(adapters, recipe.rank)
-        if problems:
-            raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
-        made = planned(recipe, adapters, modules, seed)
-        memory = min(available_bytes(), options.max_memory or available_bytes())
-        room = (("disk space", made.disk_bytes, output.free_bytes()), ("memory", made.memory_bytes, memory))
-        short = [
-            Problem("", f"too little {what}: {show_size(need)} needed, {show_size(have)} there")
-            for what, need, have in room
-            if need > have
-        ]
-        if short:
-            raise PlanError(f"cannot merge: {count(len(short), 'problem')}", short)
-        yield Prepared(made, adapters, weights, modules)
+        _refuse(problems)
+        if recipe.base_model is None:  # what the adapters name themselves
+            recipe = recipe.model_copy(update={"base_model": adapters[0].base.ref})
+        ways = {joined.module: way_of(joined, recipe, before, adapters[0].base.names) for joined in modules}
+        made = planned(recipe, adapters, modules, ways, seed, before)
+        if not made.jobs:
+            _refuse([Problem("other: base", "leaves every module as it is in the base: nothing would be merged")])
+        _refuse(_no_room(made, output, options))
+        if grown:
+            grown.check(made)
+        merged = {module: way for module, way in ways.items() if way is not None}
+        yield Prepared(made, adapters, [joined for joined in modules if joined.module in merged], merged)
+
+
+def _refuse(problems: list[Problem]) -> None:
+    if problems:
+        raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
+
+
+def _no_room(made: Plan, output: OutputFolder, options: Options) -> list[Problem]:
+    memory = min(available_bytes(), options.max_memory or available_bytes())
+    room = (("disk space", made.disk_bytes, output.free_bytes()), ("memory", made.memory_bytes, memory))
+    return [
+        Problem("", f"too little {what}: {show_size(need)} needed, {show_size(have)} there")
+        for what, need, have in room
+        if need > have
+    ]
 
 
 def _without_effect(recipe: Recipe, options: Options) -> Iterator[Problem]:

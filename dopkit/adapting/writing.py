@@ -1,34 +1,36 @@
-"""From the plan of an adapter to its folder: factors, config, verification, receipt, recipe and card."""
+"""From the plan of an adapter to its folder: factors, config, verification, state, receipt, recipe and card."""
 
 from __future__ import annotations
 
 import json
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
-from dopkit import card, pinning, receipt
+from dopkit import card, pinning, receipt, state
 from dopkit.adapting.describing import render
-from dopkit.adapting.planning import CUT, JOINED
+from dopkit.adapting.modules import Modules
 from dopkit.adapting.preparing import Prepared
 from dopkit.checkpoints.adapter import open_adapter
 from dopkit.checkpoints.adapter_config import CONFIG
-from dopkit.checkpoints.joining import Joined, adapter_config, factors
-from dopkit.checkpoints.reading import bytes_of, torch_dtype
-from dopkit.errors import CheckpointError, MergeError, VerificationError, count
+from dopkit.checkpoints.joining import adapter_config
+from dopkit.errors import CheckpointError, VerificationError, count
 from dopkit.measure import peak_resident_bytes, resident_bytes
 from dopkit.progress import Progress
+from dopkit.receipt import Receipt
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.writer import RECEIPT, Journal, OutputFolder, ShardWriter, write_text
 
 
 def merge(
-    recipe: Recipe, prepared: Prepared, output: OutputFolder, fingerprint: str, progress: Progress
-) -> receipt.Receipt:
-    """All that stands in the folder. ``recipe`` is as it was given."""
+    recipe: Recipe,
+    prepared: Prepared,
+    output: OutputFolder,
+    fingerprint: str,
+    progress: Progress,
+    earlier: Receipt | None = None,
+) -> Receipt:
+    """All that stands in the folder. ``recipe`` is as it was given, ``earlier`` the receipt of what is added to."""
     before, made = resident_bytes(), prepared.plan
     folder = output.prepare()
     pins = pinning.to_remember(recipe.drawn(), made.recipe)
@@ -37,16 +39,10 @@ def merge(
         stack.callback(journal.close)
         writer = ShardWriter(folder, made.shards, journal)
         stack.callback(writer.close)
-        for joined in prepared.modules:
-            if not {joined.a, joined.b} <= writer.done:
-                _write(joined, prepared, writer)
+        modules = Modules(prepared, writer, progress)
+        norms = modules.run()
         shards = writer.finish()
-        own = prepared.adapters[0]
-        tasks = {adapter.lora.task for adapter in prepared.adapters}
-        named = own.lora.base if len({adapter.lora.base for adapter in prepared.adapters}) == 1 else None
-        task = tasks.pop() if len(tasks) == 1 else None
-        text = json.dumps(adapter_config(prepared.modules, own.base.ref, named, task), indent=2)
-        write_text(folder / CONFIG, text + "\n")
+        write_text(folder / CONFIG, _config(prepared))
         progress.stage("verifying")
         verified = {"applies": _verify(folder, prepared)}
         if lost := _lost(journal):
@@ -58,27 +54,22 @@ def merge(
             "resident_bytes_before": before,
             "resumed": journal.resumed,
         }
-        done = receipt.make(made, fingerprint, journal.entries, shards, measured, verified)
-        text = made.recipe.to_yaml(output.path.absolute())
+        scale = modules.scale
+        state.write(folder, state.make(made, scale, norms))
+        done = receipt.make(made, fingerprint, journal.entries, shards, measured, verified, scale, (), earlier)
+        text = made.whole_recipe.to_yaml(output.path.absolute())
         write_text(folder / receipt.RECIPE_FILE, text)
-        write_text(folder / card.CARD_FILE, render(prepared, text))
+        write_text(folder / card.CARD_FILE, render(prepared, done, text))
         write_text(folder / RECEIPT, receipt.to_json(done))
     return done
 
 
-def _write(joined: Joined, prepared: Prepared, writer: ShardWriter) -> None:
-    started = time.monotonic()
-    a, b, cut = factors(joined, prepared.adapters, prepared.weights)
-    rule = JOINED if cut is None else CUT
-    record = {"rule": rule.name, "device": "cpu", "seconds": round(time.monotonic() - started, 4)}
-    ranks = {"rank": joined.together, "kept": joined.rank}
-    steps = {} if cut is None else {"steps": [{**ranks, "energy": cut.energy, "lost": cut.lost}]}
-    for name, tensor, said in ((joined.a, a, {}), (joined.b, b, steps)):
-        tensor = tensor.to(torch_dtype(prepared.plan.jobs[0].dtype))
-        if not bool(torch.isfinite(tensor).all()):
-            raise MergeError(f"{name} would hold values that are NaN or infinite")
-        writer.write(name, 0, bytes_of(tensor.contiguous()))
-        writer.complete(name, {**record, **said})
+def _config(prepared: Prepared) -> str:
+    own = prepared.adapters[0]
+    tasks = {adapter.lora.task for adapter in prepared.adapters}
+    named = own.lora.base if len({adapter.lora.base for adapter in prepared.adapters}) == 1 else None
+    task = tasks.pop() if len(tasks) == 1 else None
+    return json.dumps(adapter_config(prepared.modules, own.base.ref, named, task), indent=2) + "\n"
 
 
 def _verify(folder: Path, prepared: Prepared) -> str:
@@ -100,7 +91,7 @@ def _verify(folder: Path, prepared: Prepared) -> str:
 
 def _lost(journal: Journal) -> str:
     """What the cut to a rank cost, as a clause; "" without a cut."""
-    steps = [step for entry in journal.entries.values() for step in entry.get("steps", [])]
+    steps = [step for entry in journal.entries.values() for step in entry.get("steps", []) if "lost" in step]
     energy = sum(step["energy"] for step in steps)
     share = sum(step["lost"] for step in steps) / energy if energy else 0.0
     return f"{share:.2%} of the energy cut off in {count(len(steps), 'module')}" if steps else ""

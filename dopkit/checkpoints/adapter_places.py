@@ -44,6 +44,9 @@ class Names:
     def role(self, name: str) -> Role:
         return self._skeleton.roles[name].role
 
+    def canonical(self, name: str) -> str:
+        return self._skeleton.roles[name].canonical
+
     def find(self, parameters: Iterable[str]) -> tuple[dict[str, str], set[str]]:
         """The base's tensor of each parameter, named as inside some class; without those that it has none for.
 

@@ -1,6 +1,6 @@
-"""Several adapters of one base as one: a weighted sum of products is the product of their factors side by side.
+"""Several adapters of one base as one: which modules that has, and what each adapter adds to them.
 
-Knows no methods: the weights are given. Touches no tensor of the base.
+Knows no methods. Touches no tensor of the base.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from dopkit.checkpoints.adapter import AdapterCheckpoint
 from dopkit.checkpoints.adapter_names import is_embedding, module_of
 from dopkit.checkpoints.deltas import LowRank
-from dopkit.errors import Problem
+from dopkit.errors import MergeError, Problem
 from dopkit.refs import ModelRef
 
 if TYPE_CHECKING:
     import torch
+
+    from dopkit.linalg.factors import Factors
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Joined:
         return sum(product.rank for _, product in self.pieces)
 
     @property
+    def full(self) -> int:
+        """The most that a rank can be: of what they add up to, or of the matrix if that is less."""
+        return min(self.together, self.b_shape[0], math.prod(self.a_shape[1:]))
+
+    @property
     def a(self) -> str:
         """The name that PEFT gives the first factor, which takes the inputs in."""
         return f"base_model.model.{self.module}.lora_" + ("embedding_A" if self.embedding else "A.weight")
@@ -46,14 +53,6 @@ class Joined:
     @property
     def b(self) -> str:
         return f"base_model.model.{self.module}.lora_" + ("embedding_B" if self.embedding else "B.weight")
-
-
-@dataclass(frozen=True)
-class Cut:
-    """The energy of a sum of products, and how much of it was cut off."""
-
-    energy: float
-    lost: float
 
 
 def join(adapters: Sequence[AdapterCheckpoint], rank: int | None) -> tuple[list[Joined], list[Problem]]:
@@ -107,43 +106,35 @@ def _unfit(adapter: AdapterCheckpoint, first: AdapterCheckpoint) -> list[Problem
     return found
 
 
-def factors(
-    joined: Joined, adapters: Sequence[AdapterCheckpoint], weights: Sequence[float]
-) -> tuple[torch.Tensor, torch.Tensor, Cut | None]:
-    """Both factors in float32, with a scale of 1, and what was cut off if anything was.
+def products(joined: Joined, adapters: Sequence[AdapterCheckpoint]) -> list[Factors]:
+    """What each adapter adds to a module, (outputs, inputs) in float32; of rank 0 where it adds nothing.
 
-    The energy is the squared Frobenius norm of the sum; cut is to the largest singular values, which are found from the
-    small sides: B = Q_b R_b and A' = Q_a R_a, then the singular values of R_b R_a'.
+    Raises MergeError when a factor is not finite.
     """
     import torch
 
-    pairs = [(adapters[index].adapter, product, weights[index]) for index, product in joined.pieces]
-    a = torch.cat([own.read(product.a).to(torch.float32).reshape(product.rank, -1) for own, product, _ in pairs])
-    b = torch.cat(
-        [
-            own.read(product.b).to(torch.float32).reshape(-1, product.rank) * (weight * product.scale)
-            for own, product, weight in pairs
-        ],
-        dim=1,
-    )
-    cut = None
-    if joined.rank < joined.together:
-        a, b, cut = _cut(a, b, joined.rank)
-    return a.reshape(joined.a_shape), b.reshape(joined.b_shape).contiguous(), cut
+    from dopkit.linalg.factors import Factors
+
+    outputs, inputs = joined.b_shape[0], math.prod(joined.a_shape[1:])
+    b = [[torch.zeros(outputs, 0)] for _ in adapters]
+    a = [[torch.zeros(0, inputs)] for _ in adapters]
+    for index, product in joined.pieces:
+        own = adapters[index]
+        b[index].append(_finite(own, product.b).reshape(outputs, product.rank) * product.scale)
+        a[index].append(_finite(own, product.a).reshape(product.rank, inputs))
+    return [Factors(torch.cat(ones, dim=1), torch.cat(others)) for ones, others in zip(b, a, strict=True)]
 
 
-def _cut(a: torch.Tensor, b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, Cut]:
+def _finite(adapter: AdapterCheckpoint, name: str) -> torch.Tensor:
+    """A factor in float32."""
     import torch
 
-    left, upper = torch.linalg.qr(b.to(torch.float64))
-    right, lower = torch.linalg.qr(a.T.to(torch.float64))
-    u, values, v = torch.linalg.svd(upper @ lower.T, full_matrices=False)
-    energies = values.square()
-    cut = Cut(float(energies.sum()), float(energies[rank:].sum()))
-    root = values[:rank].sqrt()
-    b = (left @ u[:, :rank]) * root
-    a = (right @ (v[:rank].T * root)).T
-    return a.to(torch.float32).contiguous(), b.to(torch.float32), cut
+    factor = adapter.adapter.read(name).to(torch.float32)
+    if not bool(torch.isfinite(factor).all()):
+        what = f"{name} holds values that are NaN or infinite"
+        remedy = "Fetch the adapter again, or leave it out."
+        raise MergeError("an adapter cannot be merged", [Problem(adapter.ref.short, what, remedy)])
+    return factor
 
 
 def adapter_config(modules: Sequence[Joined], base: ModelRef, named: str | None, task: str | None) -> dict[str, Any]:

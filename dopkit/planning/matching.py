@@ -196,14 +196,21 @@ def dtype_problems(base: Model, model: Model, pairs: Mapping[str, str]) -> Itera
 def idle_patterns(recipe: Recipe, models: Iterable[Model]) -> Iterable[Problem]:
     """The recipe's name patterns that no tensor falls under: misspelt, or written for another architecture."""
     models = list(models)
-    known = sorted({role.canonical for model in models for role in model.skeleton.roles.values()})
+    known = {role.canonical for model in models for role in model.skeleton.roles.values()}
     spelled = {name for model in models for name in model.specs}
     tied = {twin for model in models for twin in model.skeleton.tied}  # nothing to merge there, but no mistake either
+    return idle_among(recipe, known, (*spelled, *tied))
+
+
+def idle_among(recipe: Recipe, canonical: Iterable[str], other: Iterable[str]) -> Iterable[Problem]:
+    """The same, for tensors of these canonical names and the other names that they have."""
+    known = sorted(canonical)
+    names = (*known, *other)
     for key, pattern in dict.fromkeys(recipe.patterns()):
         if key in ("copy", "exclude"):
             used = any(fnmatchcase(name, pattern) for name in known)
         else:
-            used = settings.matches(pattern, (*known, *spelled, *tied))
+            used = settings.matches(pattern, names)
         if not used:
             hint = methods.suggestion(pattern, known).strip()
             remedy = f"Patterns are held against canonical names ({hint or f'such as {known[0]}'})."

@@ -1,33 +1,23 @@
-"""A merged model that grows: more models folded in, without those that are in it already.
-
-Reads the base, the merged model and the new ones, whatever came before; what is known of that stands in the recipe and
-the state beside the merged weights.
-"""
+"""What is to be added to what: read and judged from the words and the small files alone."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from dopkit import earlier, heads, refs, steps
-from dopkit.assessment import check_tasks
+from dopkit import earlier, refs, steps
 from dopkit.earlier import EarlierMerge
-from dopkit.errors import DopkitError, OutputError, PlanError, Problem, RecipeError, count
-from dopkit.merging import Earlier
-from dopkit.pipeline import Result, assessed, finish, foreseen, published
+from dopkit.errors import OutputError, PlanError, Problem, RecipeError, count
 from dopkit.planning import Continuation, Plan
-from dopkit.preparing import Options, Prepared, prepare
+from dopkit.preparing import Options
 from dopkit.progress import Progress
 from dopkit.recipe import ModelEntry, Recipe
 from dopkit.state import continuation
-from dopkit.writer import EVALUATION, OutputFolder
+from dopkit.writer import OutputFolder
 
 
 @dataclass(frozen=True)
@@ -47,75 +37,30 @@ class Addition:
         return self.old.recipe.model_copy(update=changed)
 
     def on_top(self) -> tuple[Recipe, Continuation]:
-        """The recipe that goes on from the merged weights, and what it must know of the earlier merge."""
+        """The recipe that goes on from what was merged, and what it must know of the earlier merge."""
         parameters, inexact = self.old.recipe.parameters, None
         kept = bool(self.old.state.kept)
         if not kept and (lost := parameters.without_state()):
             parameters, inexact = lost
-        models = (ModelEntry(model=self.old.ref), *self.entries)
+        if self.old.recipe.rank is not None and "rank" in self.old.receipt["verified"]:
+            cut = f"what was merged before was cut to rank {self.old.recipe.rank}"
+            inexact = f"{inexact}; {cut}" if inexact else cut
+        models = (ModelEntry(model=self.old.merged), *self.entries)
         changed = {"name": self.output.path.name, "models": models, "parameters": parameters}
         recipe = self.old.recipe.model_copy(update=changed)
         missing = self.old.state_download_bytes if kept else 0
         return recipe, continuation(self.old.state, self.old.recipe, kept, inexact, missing)
 
-
-def add(
-    merged: str | Path,
-    experts: Sequence[str],
-    out: str | Path | None = None,
-    options: Options | None = None,
-    progress: Progress | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    from_experts: bool = False,
-) -> Result:
-    """Fold more models into one that dopkit made, in the given order; ``merged`` is a folder, or user/name.
-
-    Without ``out`` a folder is replaced once its successor is complete and verified, and a Hub model goes to a folder
-    of its name. ``parameters`` are such as a recipe may set per model, for the new ones. ``from_experts`` reads every
-    earlier model again instead of going on from the merged weights.
-
-    Gives the weights that merging all models at once gives: to the last bit when the state of the folds was kept or
-    the weights are float32 and unscaled; else within one rounding of what was written. Raises as ``run`` does;
-    OutputError when ``merged`` is not a merge of dopkit's, PlanError when a model is in it already.
-    """
-    progress = progress or Progress()
-    OutputFolder(Path(merged), grows=True).put_back()  # if an earlier call was killed while it replaced the folder
-    wanted = _addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
-    options = wanted.options
-    if options.tasks is not None:
-        check_tasks(options.tasks)
-    with _prepared(wanted, progress, download=True) as prepared:
-        result = finish(prepared, options, progress, _earlier(wanted, prepared), related=True)
-    try:
-        return published(assessed(result, options, progress), options, progress)
-    except DopkitError as error:
-        if not wanted.output.grows:
-            raise
-        done = Problem(str(result.folder), "holds the added models all the same", _AFTERWARDS)
-        raise type(error)(error.headline, [*error.problems, done]) from error
+    def tell(self, before: Continuation | None, progress: Progress) -> None:
+        """What going on from what was merged loses, if anything."""
+        name = self.old.ref.short
+        if before and before.inexact:
+            progress.note(f"{name}: {before.inexact} (--from-experts reads the earlier models again)")
+        if before and before.kept and not self.options.keep_state:
+            progress.note(f"{name}: its kept state is read, but not kept on for the next model (--keep-state does)")
 
 
-_AFTERWARDS = "Go on from it with `dopkit eval` or `dopkit push`; `add` would refuse to add them again."
-
-
-def plan_addition(
-    merged: str | Path,
-    experts: Sequence[str],
-    out: str | Path | None = None,
-    options: Options | None = None,
-    parameters: Mapping[str, Any] | None = None,
-    from_experts: bool = False,
-) -> Plan:
-    """What ``add`` would do, from headers alone: no weight is downloaded, nothing is written.
-
-    Raises as ``add`` does before it writes anything.
-    """
-    wanted = _addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
-    with _prepared(wanted, Progress(), download=False) as prepared:
-        return foreseen(prepared, related=True)
-
-
-def _addition(
+def addition(
     merged: str | Path,
     experts: Sequence[str],
     out: str | Path | None,
@@ -123,6 +68,7 @@ def _addition(
     parameters: Mapping[str, Any],
     from_experts: bool,
 ) -> Addition:
+    """Raises OutputError, PlanError, RecipeError, HubError for what cannot be added, whatever the headers say."""
     old = earlier.look(merged)
     if problems := _growth_problems(old, len(experts), from_experts):
         raise PlanError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
@@ -210,22 +156,7 @@ def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any]) -> list[P
     return []
 
 
-@contextmanager
-def _prepared(wanted: Addition, progress: Progress, download: bool) -> Iterator[Prepared]:
-    recipe, before = (wanted.whole, None) if wanted.from_experts else wanted.on_top()
-    name = wanted.old.ref.short
-    if before and before.inexact:
-        progress.note(f"{name}: {before.inexact} (--from-experts reads the earlier models again)")
-    if before and before.kept and not wanted.options.keep_state:
-        progress.note(f"{name}: its kept state is read, but not kept on for the next model (--keep-state does)")
-    with prepare(recipe, wanted.output, wanted.options, progress, download, continues=before) as prepared:
-        _refuse_other_models(wanted, prepared.plan)
-        if before and before.kept and wanted.old.local:
-            wanted.old.open_state(prepared.plan).close()  # to know before anything is written
-        yield prepared
-
-
-def _refuse_other_models(wanted: Addition, plan: Plan) -> None:
+def refuse_other_models(wanted: Addition, plan: Plan) -> None:
     """What is not what the earlier merge was made from any more; a new model that is an earlier one renamed."""
     old, problems = wanted.old, []
     if old.state.base is not None and plan.donor.identity != old.state.base.identity:
@@ -244,29 +175,3 @@ def _refuse_other_models(wanted: Addition, plan: Plan) -> None:
         known[source.identity] = source.ref.short
     if problems:
         raise PlanError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
-
-
-def _earlier(wanted: Addition, prepared: Prepared) -> Earlier | None:
-    """What the merge takes over; nothing when every model is read again."""
-    before = prepared.plan.continues
-    if before is None:
-        return None
-    state = partial(wanted.old.open_state, prepared.plan) if before.kept else None
-    return Earlier(wanted.old.receipt, state, _take_along(wanted, prepared))
-
-
-def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
-    """Puts what belongs to the earlier models into the working folder: heads, steps, what was measured of them."""
-    old, merged = wanted.old, prepared.sources.models[0]
-
-    def take_along(folder: Path) -> None:
-        heads.carry_over(merged, old.receipt.get("heads", []), folder)
-        if wanted.options.keeps_steps:
-            merged.fetch()
-            for name in merged.side_files:
-                merged.side_file(name)  # a repository's files come into the cache one by one
-            steps.carry_over(old.folder, folder, len(old.recipe.models))
-        with suppress(FileNotFoundError):
-            shutil.copyfile(merged.side_file(EVALUATION), folder / EVALUATION)
-
-    return take_along

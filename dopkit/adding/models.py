@@ -1,0 +1,54 @@
+"""Models added to a merged model: the merge prepared, and what of the earlier one it takes over."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from dopkit import heads, steps
+from dopkit.adding.wanted import Addition, refuse_other_models
+from dopkit.merging import Earlier
+from dopkit.preparing import Prepared, prepare
+from dopkit.progress import Progress
+from dopkit.writer import EVALUATION
+
+
+@contextmanager
+def prepared_addition(wanted: Addition, progress: Progress, download: bool) -> Iterator[Prepared]:
+    """Every model opened, the plan made. Raises PlanError, OutputError, HubError."""
+    recipe, before = (wanted.whole, None) if wanted.from_experts else wanted.on_top()
+    wanted.tell(before, progress)
+    with prepare(recipe, wanted.output, wanted.options, progress, download, continues=before) as prepared:
+        refuse_other_models(wanted, prepared.plan)
+        if before and before.kept and wanted.old.local:
+            wanted.old.open_state(prepared.plan).close()  # to know before anything is written
+        yield prepared
+
+
+def taken_over(wanted: Addition, prepared: Prepared) -> Earlier | None:
+    """What the merge takes over; nothing when every model is read again."""
+    before = prepared.plan.continues
+    if before is None:
+        return None
+    state = partial(wanted.old.open_state, prepared.plan) if before.kept else None
+    return Earlier(wanted.old.receipt, state, _take_along(wanted, prepared))
+
+
+def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
+    """Puts what belongs to the earlier models into the working folder: heads, steps, what was measured of them."""
+    old, merged = wanted.old, prepared.sources.models[0]
+
+    def take_along(folder: Path) -> None:
+        heads.carry_over(merged, old.receipt.get("heads", []), folder)
+        if wanted.options.keeps_steps:
+            merged.fetch()
+            for name in merged.side_files:
+                merged.side_file(name)  # a repository's files come into the cache one by one
+            steps.carry_over(old.folder, folder, len(old.recipe.models))
+        with suppress(FileNotFoundError):
+            shutil.copyfile(merged.side_file(EVALUATION), folder / EVALUATION)
+
+    return take_along
