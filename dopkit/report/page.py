@@ -5,6 +5,7 @@ from __future__ import annotations
 from dopkit import __version__
 from dopkit.report import layers, relations, scores
 from dopkit.report.data import FolderData
+from dopkit.report.factors import as_matrices
 from dopkit.report.markup import Markup, join, tag
 from dopkit.report.sections import ending, evaluation, opening
 from dopkit.report.sections import layers as layer_section
@@ -19,7 +20,7 @@ def render(folder: FolderData) -> str:
     done = folder.receipt
     scored = scores.read(done.get("evaluation"))
     related = relations.read(done.get("relations"))
-    solved = layers.collect(done["tensors"], folder.shapes)
+    solved = layers.collect(*as_matrices(done["tensors"], folder.shapes))
     body = tag(
         "main",
         opening.opening(folder.name, done, scored),
