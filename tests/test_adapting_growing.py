@@ -21,17 +21,17 @@ from dopkit.preparing import Options
 from dopkit.publishing import PushOptions
 
 THREE, FOUR = "[./a0, ./a1, ./a2]", "[./a0, ./a1, ./a2, ./a3]"
-# Methods that go on to the last bit, if nothing but matrices is merged.
+# Methods that go on to the last bit.
 EXACT = {
     "dop": ("dop", {}),
     "dop by count": ("dop", {"alpha": "by-count", "other": "base"}),
+    "dop, half": ("dop", {"other": "half", "exclude": ["*v_proj*"]}),
     "task_arithmetic": ("task_arithmetic", {"lambda": 0.4}),
+    "average": ("average", {}),
 }
 CLOSE = {
-    "average": ("average", {}),
     "linear": ("linear", {"weight": 1.0}),
     "task_arithmetic, normalized": ("task_arithmetic", {"normalize": True}),
-    "dop, half": ("dop", {"other": "half"}),
     "dop, scale": ("dop", {"scale": 1.5}),
     "dop, norm": ("dop", {"scale": "norm"}),
 }
@@ -54,9 +54,9 @@ def merge(root: Path, out: Path, models: str, method: tuple[str, dict[str, objec
 @pytest.mark.parametrize("name", EXACT)
 def test_a_split_merge_has_the_bits_of_the_whole_one(name: str, adapted: Path, tmp_path: Path) -> None:
     """Merging A, B, C, D; merging A, B and adding C, then D; and adding both at once."""
-    whole = merge(adapted, tmp_path / "whole", "[./m0, ./m1, ./m2, ./m3]", EXACT[name])
-    grown = merge(adapted, tmp_path / "grown", "[./m0, ./m1]", EXACT[name])
-    both = [str(adapted / "m2"), str(adapted / "m3")]
+    whole = merge(adapted, tmp_path / "whole", FOUR, EXACT[name])
+    grown = merge(adapted, tmp_path / "grown", "[./a0, ./a1]", EXACT[name])
+    both = [str(adapted / "a2"), str(adapted / "a3")]
     adding.add(grown, both, tmp_path / "once")
     adding.add(grown, both[:1])
     result = adding.add(grown, both[1:])
@@ -108,6 +108,29 @@ def test_the_earlier_adapters_may_be_gone(adapted: Path, tmp_path: Path) -> None
     merge(adapted, tmp_path / "whole", THREE, ("dop", {}))
     ours, theirs = applied(tmp_path, grown), applied(adapted, tmp_path / "whole")
     assert all(torch.allclose(ours[name], theirs[name], rtol=0, atol=1e-6) for name in theirs)
+
+
+def test_without_a_base_in_the_recipe(adapted: Path, tmp_path: Path) -> None:
+    """The base is the one that the adapters name; what is written says so."""
+    for number in range(3):
+        name = f"a{number}"
+        shutil.copytree(adapted / name, tmp_path / name)
+        config = tmp_path / name / "adapter_config.json"
+        named = {**json.loads(config.read_text()), "base_model_name_or_path": str(adapted / "base")}
+        config.write_text(json.dumps(named))
+    text = "merge_method: average\nmodels: [./a0, ./a1]\noutput: adapter\norder: shuffle\nseed: 3\n"
+    grown = dopkit.run(dopkit.parse_recipe(text, folder=tmp_path), tmp_path / "grown").folder
+    assert json.loads((grown / "dopkit_state.json").read_text())["base"]["model"] == "base"
+    assert json.loads((grown / "adapter_config.json").read_text())["base_model_name_or_path"] == str(adapted / "base")
+    adding.add(grown, [str(tmp_path / "a2")])
+    assert dopkit.load_recipe(grown / "dopkit_recipe.yaml").base_model.folder == adapted / "base"
+    assert_the_full_merge(
+        adapted,
+        grown,
+        recipe(tmp_path, "average", THREE).model_copy(
+            update={"base_model": dopkit.load_recipe(grown / "dopkit_recipe.yaml").base_model}
+        ),
+    )
 
 
 def test_an_alpha_of_its_own_stands_in_the_recipe(adapted: Path, tmp_path: Path) -> None:

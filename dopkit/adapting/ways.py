@@ -13,7 +13,7 @@ from dopkit.checkpoints.adapter_places import Names
 from dopkit.checkpoints.joining import Joined
 from dopkit.errors import Problem
 from dopkit.methods import BASE, DOP_ADAM, Cut, Rule
-from dopkit.methods.coefficients import SUMS, coefficients, grown, of_the_rest
+from dopkit.methods.coefficients import SUMS, Turns, of_the_rest, turns
 from dopkit.methods.costs import copies, elementwise_effort
 from dopkit.methods.fold import Context
 from dopkit.methods.parameters import DopParameters
@@ -32,7 +32,7 @@ class Way:
     """A weighted sum, or the fold of a rule."""
 
     rule: Rule  # as the method gives it, or JOINED
-    weights: tuple[float, ...] | None  # of every adapter's task vector, where it is a sum
+    weights: Turns | None  # of the adapters' task vectors, where it is a sum
 
     def shown(self, joined: Joined) -> Rule:
         """The rule under the name that plan and receipt print."""
@@ -73,7 +73,7 @@ def obstacles(recipe: Recipe, before: Continuation | None) -> Iterator[Problem]:
 def way_of(joined: Joined, recipe: Recipe, before: Continuation | None, base: Names) -> Way | None:
     """How a module is merged by a method without ``obstacles``; None where it stays as it is in the base."""
     if recipe.merge_method in SUMS:
-        return Way(JOINED, tuple(_sum(recipe, before)))
+        return Way(JOINED, _sum(recipe, before))
     name = joined.tensor
     rule = recipe.method.rule_for(recipe.parameters, base.canonical(name), base.role(name), base.specs[name].shape)
     assert rule is not DOP_ADAM, "it was refused"
@@ -82,12 +82,12 @@ def way_of(joined: Joined, recipe: Recipe, before: Continuation | None, base: Na
     if rule.needs_base:  # the method's own; what it leaves to others needs none
         return Way(rule, None)
     first = 1 if before is None else before.step
-    return Way(JOINED, tuple(of_the_rest(rule, first, len(recipe.models) - 1)))
+    return Way(JOINED, of_the_rest(rule, first, len(recipe.models) - 1))
 
 
-def _sum(recipe: Recipe, before: Continuation | None) -> list[float]:
+def _sum(recipe: Recipe, before: Continuation | None) -> Turns:
     each = [recipe.parameters_for(index) for index in range(len(recipe.models))]
     if before is None:
-        return coefficients(recipe.merge_method, each)
+        return turns(recipe.merge_method, each)
     earlier = [before.recipe.parameters_for(index) for index in range(before.step)]
-    return grown(recipe.merge_method, earlier, each[1:])
+    return turns(recipe.merge_method, [*earlier, *each[1:]], before.step)

@@ -33,7 +33,8 @@ def merge(
     """All that stands in the folder. ``recipe`` is as it was given, ``earlier`` the receipt of what is added to."""
     before, made = resident_bytes(), prepared.plan
     folder = output.prepare()
-    pins = pinning.to_remember(recipe.drawn(), made.recipe)
+    pinned = made.recipe.model_copy(update={"base_model": recipe.base_model and made.recipe.base_model})
+    pins = pinning.to_remember(recipe.drawn(), pinned)
     with ExitStack() as stack:
         journal = Journal(folder, fingerprint, output.overwrite, pins)
         stack.callback(journal.close)

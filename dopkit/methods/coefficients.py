@@ -1,7 +1,4 @@
-"""Merges that are a sum of multiples of the task vectors: what each is multiplied by. Loads no torch.
-
-A merge that goes on from an earlier one has as its first task vector what was merged, and multiplies that too.
-"""
+"""Merges that are a sum of multiples of the task vectors: what each is multiplied by. Loads no torch."""
 
 from __future__ import annotations
 
@@ -40,20 +37,33 @@ def coefficients(method: str, models: Sequence[Parameters]) -> list[float]:
     raise ValueError(f"{method} is no weighted sum of task vectors ({', '.join(SUMS)} are)")
 
 
-def grown(method: str, earlier: Sequence[Parameters], new: Sequence[Parameters]) -> list[float]:
-    """The factor of what was merged of the ``earlier`` models, then that of every new one. Raises as above."""
-    before, whole = coefficients(method, earlier), coefficients(method, [*earlier, *new])
-    largest = max(range(len(before)), key=lambda index: abs(before[index]))
-    merged = whole[largest] / before[largest] if before[largest] else 1.0
-    return [merged, *whole[len(earlier) :]]
+# For every task vector in turn, what the sum of those before it is multiplied by, and what it itself is. A merge that
+# goes on from an earlier one has as its first task vector what was merged; where each step is that of one run, and so
+# are its roundings.
+Turns = tuple[tuple[float, float], ...]
 
 
-def of_the_rest(rule: Rule, before: int, new: int) -> list[float]:
-    """The factors where a method leaves a tensor to the rule MEAN or HALF: of the first one, which stands for
-    ``before`` models, and of ``new`` more. Of a tensor that is taken from the base there are none.
-    """
-    if rule is MEAN:
-        return [before / (before + new), *[1 / (before + new)] * new]
+def turns(method: str, models: Sequence[Parameters], before: int = 1) -> Turns:
+    """A sum in turn. ``models`` are all that are in it, the first ``before`` of them in one. Raises as above."""
+    if method == "average":
+        return means(before, len(models) - before)
+    whole = coefficients(method, models)
+    first = whole[0]
+    if before > 1:
+        earlier = coefficients(method, models[:before])
+        largest = max(range(before), key=lambda index: abs(earlier[index]))
+        first = whole[largest] / earlier[largest] if earlier[largest] else 1.0
+    return ((1.0, first), *((1.0, weight) for weight in whole[before:]))
+
+
+def means(before: int, new: int) -> Turns:
+    """The mean of ``before`` models, merged into one, and of ``new`` more."""
+    return ((1.0, 1.0), *((step / (step + 1), 1 / (step + 1)) for step in range(before, before + new)))
+
+
+def of_the_rest(rule: Rule, before: int, new: int) -> Turns:
+    """The same where a method leaves a tensor to MEAN or HALF."""
     if rule is HALF:
-        return [0.5**new, *(0.5 ** (new - index) for index in range(new))]
-    raise ValueError(f"{rule.name} is no weighted sum")
+        return ((1.0, 1.0), *[(0.5, 0.5)] * new)
+    assert rule is MEAN, f"{rule.name} is no weighted sum"
+    return means(before, new)

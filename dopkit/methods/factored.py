@@ -22,14 +22,17 @@ from collections.abc import Sequence
 import torch
 
 from dopkit.linalg.factors import Factors, shortened, span, split
+from dopkit.methods.coefficients import Turns
 from dopkit.methods.fold import Context
 from dopkit.methods.rule import Rule
 
 
-def weighted(products: Sequence[Factors], weights: Sequence[float]) -> Factors:
-    """The weighted sum: all factors side by side."""
-    scaled = [product.scaled(weight) for product, weight in zip(products, weights, strict=True)]
-    return Factors(torch.cat([one.b for one in scaled], dim=1), torch.cat([one.a for one in scaled]))
+def weighted(products: Sequence[Factors], turns: Turns) -> Factors:
+    """The weighted sum: all factors side by side, each step rounded as it would be if the one before was written."""
+    b = [products[0].scaled(turns[0][1]).b]
+    for product, (before, own) in zip(products[1:], turns[1:], strict=True):
+        b = [*(b if before == 1 else [one * before for one in b]), product.scaled(own).b]
+    return Factors(torch.cat(b, dim=1), torch.cat([product.a for product in products]))
 
 
 def folded_in_turn(rule: Rule, products: Sequence[Factors], contexts: Sequence[Context]) -> Factors:

@@ -10,12 +10,20 @@ from methods.folding import Records, distance, fold, normal
 
 from dopkit.linalg.factors import Factors
 from dopkit.methods import factored
+from dopkit.methods.coefficients import Turns, coefficients, of_the_rest, turns
+from dopkit.methods.delta_parameters import TaskArithmeticParameters
 from dopkit.methods.dop_terms import sides_of
 from dopkit.methods.fold import Context
-from dopkit.methods.parameters import DopParameters
+from dopkit.methods.parameters import AverageParameters, DopParameters
 from dopkit.methods.rule import Rule
-from dopkit.methods.rules import DOP_ALL, DOP_EXACT
+from dopkit.methods.rules import DOP_ALL, DOP_EXACT, HALF, MEAN
 from dopkit.roles import Role
+
+
+def arithmetic(weight: float, by: float, normalize: bool = False) -> TaskArithmeticParameters:
+    given = {"weight": float(weight), "lambda": float(by), "normalize": normalize}
+    return TaskArithmeticParameters.model_validate(given)
+
 
 SHAPES = [(40, 24), (24, 40), (16, 70), (33, 33)]
 
@@ -133,7 +141,36 @@ def test_nothing_of_the_matrix_is_made() -> None:
 
 
 def test_a_weighted_sum_is_the_factors_side_by_side() -> None:
-    products = [product((8, 9), rank, rank) for rank in (2, 1)]
-    found = factored.weighted(products, [0.5, -2.0])
-    torch.testing.assert_close(whole(found), 0.5 * whole(products[0]) - 2 * whole(products[1]), rtol=0, atol=1e-8)
-    assert found.rank == 3
+    products = [product((8, 9), rank, rank) for rank in (2, 1, 3)]
+    found = factored.weighted(products, ((1.0, 0.5), (1.0, -2.0), (0.25, 3.0)))
+    want = 0.25 * (0.5 * whole(products[0]) - 2 * whole(products[1])) + 3 * whole(products[2])
+    torch.testing.assert_close(whole(found), want, rtol=0, atol=1e-8)
+    assert found.rank == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "models", "want"),
+    [
+        ("average", [AverageParameters()] * 3, [1 / 3] * 3),
+        ("task_arithmetic", [arithmetic(weight, 0.5) for weight in (1, 2, 3)], [0.5, 1, 1.5]),
+        ("task_arithmetic", [arithmetic(weight, 1, True) for weight in (1, 2, 5)], [0.125, 0.25, 0.625]),
+        ("task_arithmetic", [arithmetic(weight, 1) for weight in (0, 0, 5)], [0, 0, 5]),
+    ],
+)
+def test_turns_are_the_coefficients(method: str, models: list[Any], want: list[float]) -> None:
+    """In one run, and where the first two were merged before."""
+
+    def flat(given: Turns) -> list[float]:
+        weights: list[float] = []
+        for before, own in given:
+            weights = [*(before * weight for weight in weights), own]
+        return weights
+
+    assert flat(turns(method, models)) == pytest.approx(want)
+    first, last = flat(turns(method, models, 2))
+    assert [first * weight for weight in coefficients(method, models[:2])] + [last] == pytest.approx(want)
+
+
+def test_turns_of_what_a_method_leaves_to_others() -> None:
+    assert of_the_rest(HALF, 3, 2) == ((1.0, 1.0), (0.5, 0.5), (0.5, 0.5))
+    assert of_the_rest(MEAN, 3, 1) == ((1.0, 1.0), (0.75, 0.25))
