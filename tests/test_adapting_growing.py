@@ -242,6 +242,21 @@ def test_a_base_that_has_changed(adapted: Path, tmp_path: Path) -> None:
     assert "its weights have changed" in refusal(PlanError, grown, [str(tmp_path / "a2")])
 
 
+def test_what_was_trained_on_something_else_is_told(adapted: Path, tmp_path: Path, merged: Path) -> None:
+    notes: list[str] = []
+
+    class Listener(dopkit.Progress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    shutil.copytree(adapted / "a2", tmp_path / "a2")
+    config = tmp_path / "a2" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": "org/other"}))
+    adding.add(merged, [str(tmp_path / "a2")], progress=Listener())
+    (note,) = notes
+    assert note.endswith("a2: it was trained on org/other and is applied to " + str(adapted / "base"))
+
+
 def test_at_the_command_line(adapted: Path, merged: Path) -> None:
     plan = CliRunner().invoke(main, ["add", str(merged), str(adapted / "a2"), "--plan"])
     assert "after 2 models (base+a0, base+a1): from its weights" in plan.stdout

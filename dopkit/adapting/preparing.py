@@ -10,6 +10,7 @@ from dopkit import pinning, publishing
 from dopkit.adapting.planning import planned
 from dopkit.adapting.ways import Way, obstacles, way_of
 from dopkit.checkpoints import AdapterCheckpoint
+from dopkit.checkpoints.adapter import other_base
 from dopkit.checkpoints.joining import Joined, join
 from dopkit.errors import PlanError, Problem, count
 from dopkit.measure import available_bytes
@@ -87,6 +88,10 @@ def prepared(
         _refuse(_no_room(made, output, options))
         if grown:
             grown.check(made)
+        if download:  # a plan that is shown has notes; here no weight of the base tells whether it is the right one
+            for adapter in adapters:
+                for note in other_base(adapter.lora, adapter.base):
+                    progress.note(f"{adapter.ref.short}: {note}")
         merged = {module: way for module, way in ways.items() if way is not None}
         yield Prepared(made, adapters, [joined for joined in modules if joined.module in merged], merged)
 

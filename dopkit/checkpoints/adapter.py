@@ -193,7 +193,7 @@ def open_adapter(ref: ModelRef, base: Shared) -> AdapterCheckpoint:
     if parts.copies:
         what = "left unread: copies that PEFT keeps beside the trained ones"
         placed.notes.append(f"{count(len(parts.copies), 'tensor')} {what}")
-    placed.notes = [f"{shown}: {note}" for note in (*_summary(placed, base), *_other_base(config, base), *placed.notes)]
+    placed.notes = [f"{shown}: {note}" for note in (*_summary(placed, base), *other_base(config, base), *placed.notes)]
     return AdapterCheckpoint(ref, base, opened, placed, config, text)
 
 
@@ -245,7 +245,7 @@ def _summary(placed: Placed, base: Checkpoint) -> Iterator[str]:
     yield f"adapter of rank {rank} on {number} of {count(len(base.specs), 'tensor')}{more}"
 
 
-def _other_base(config: AdapterConfig, base: Checkpoint) -> Iterator[str]:
+def other_base(config: AdapterConfig, base: Checkpoint) -> Iterator[str]:
     """That the adapter was trained on something else than it is applied to, if it says so."""
     if config.base is None:
         return

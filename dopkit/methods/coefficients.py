@@ -37,23 +37,22 @@ def coefficients(method: str, models: Sequence[Parameters]) -> list[float]:
     raise ValueError(f"{method} is no weighted sum of task vectors ({', '.join(SUMS)} are)")
 
 
-# For every task vector in turn, what the sum of those before it is multiplied by, and what it itself is. A merge that
-# goes on from an earlier one has as its first task vector what was merged; where each step is that of one run, and so
-# are its roundings.
+# For every task vector in turn, what the sum of those before it is multiplied by, and what it itself is. The first one of
+# a merge that goes on from an earlier one is what was merged: with the same steps the roundings are those of one run.
 Turns = tuple[tuple[float, float], ...]
 
 
-def turns(method: str, models: Sequence[Parameters], before: int = 1) -> Turns:
-    """A sum in turn. ``models`` are all that are in it, the first ``before`` of them in one. Raises as above."""
+def turns(method: str, models: Sequence[Parameters], merged: int = 0) -> Turns:
+    """A sum in turn, of all ``models``; the first ``merged`` of them were merged before. Raises as above."""
     if method == "average":
-        return means(before, len(models) - before)
+        return means(max(1, merged), len(models) - max(1, merged))
     whole = coefficients(method, models)
-    first = whole[0]
-    if before > 1:
-        earlier = coefficients(method, models[:before])
-        largest = max(range(before), key=lambda index: abs(earlier[index]))
-        first = whole[largest] / earlier[largest] if earlier[largest] else 1.0
-    return ((1.0, first), *((1.0, weight) for weight in whole[before:]))
+    if not merged:
+        return tuple((1.0, weight) for weight in whole)
+    earlier = coefficients(method, models[:merged])
+    largest = max(range(merged), key=lambda index: abs(earlier[index]))
+    first = whole[largest] / earlier[largest] if earlier[largest] else 1.0
+    return ((1.0, first), *((1.0, weight) for weight in whole[merged:]))
 
 
 def means(before: int, new: int) -> Turns:

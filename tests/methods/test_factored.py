@@ -158,7 +158,7 @@ def test_a_weighted_sum_is_the_factors_side_by_side() -> None:
     ],
 )
 def test_turns_are_the_coefficients(method: str, models: list[Any], want: list[float]) -> None:
-    """In one run, and where the first two were merged before."""
+    """In one run, and where the first or the first two were merged before."""
 
     def flat(given: Turns) -> list[float]:
         weights: list[float] = []
@@ -167,8 +167,10 @@ def test_turns_are_the_coefficients(method: str, models: list[Any], want: list[f
         return weights
 
     assert flat(turns(method, models)) == pytest.approx(want)
-    first, last = flat(turns(method, models, 2))
-    assert [first * weight for weight in coefficients(method, models[:2])] + [last] == pytest.approx(want)
+    for merged in (1, 2):
+        first, *rest = flat(turns(method, models, merged))
+        before = coefficients(method, models[:merged])
+        assert [first * weight for weight in before] + rest == pytest.approx(want)
 
 
 def test_turns_of_what_a_method_leaves_to_others() -> None:
