@@ -48,6 +48,50 @@ def test_it_is_the_full_merge(models: str, parameters: dict[str, object], adapte
     assert_the_full_merge(adapted, tmp_path / "out", made)
 
 
+VARYING: dict[str, tuple[str, dict[str, object]]] = {
+    "a gradient": ("dop", {"parameters": {"alpha": [0.2, 0.9]}}),
+    "a filter": ("task_arithmetic", {"parameters": {"weight": 1.0, "lambda": [
+        {"filter": "q_proj", "value": [0.3, 1.0]}, {"value": 0.6},
+    ]}}),
+    "another method": ("dop", {"methods": [
+        {"filter": "*down_proj*", "merge_method": "average"},
+        {"filter": "v_proj", "merge_method": "task_arithmetic", "parameters": {"weight": 1.0, "lambda": 0.5}},
+    ]}),
+    "dop for some": ("average", {"methods": [
+        {"filter": "q_proj", "merge_method": "dop", "parameters": {"history": "all"}},
+    ]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", VARYING)
+def test_methods_and_parameters_may_differ_by_module(kind: str, adapted: Path, tmp_path: Path) -> None:
+    method, keys = VARYING[kind]
+    made = recipe(adapted, method, FOUR, output="adapter", **keys)
+    assert not made.settled
+    dopkit.run(made, tmp_path / "out")
+    assert_the_full_merge(adapted, tmp_path / "out", made)
+    if "all" not in str(keys):
+        dopkit.run(recipe(adapted, method, FOUR.replace(", ./a2", ""), output="adapter", **keys), tmp_path / "grown")
+        dopkit.add(tmp_path / "grown", [str(adapted / "a2")])
+        assert tiny.weights(tmp_path / "grown") == tiny.weights(tmp_path / "out")
+
+
+def test_what_makes_no_sense_for_some_module_is_refused(adapted: Path, tmp_path: Path) -> None:
+    def refusal(method: str, **keys: object) -> str:
+        with pytest.raises(PlanError) as caught:
+            dopkit.plan(recipe(adapted, method, THREE, output="adapter", **keys), tmp_path / "none")
+        return str(caught.value)
+
+    history = [{"filter": "v_proj", "value": "last"}, {"value": "all"}]
+    told = refusal("dop", parameters={"history": history, "alpha": 0.5})
+    assert "layers.0.self_attn.q_proj.weight: 'alpha' has no effect: history: all" in told
+    solver = [{"filter": "q_proj", "value": "exact"}, {"value": "adam"}]
+    assert refusal("dop", parameters={"solver": solver}).count("solver: adam: its steps go by single entries") == 1
+    assert "opcm leaves no factors" in refusal("dop", methods=[{"filter": "q_proj", "merge_method": "opcm"}])
+    weight = [{"filter": "q_proj", "value": 1.0}]  # of the others, none
+    assert refusal("linear", parameters={"weight": weight}).count("the weights add up to 0") == 1
+
+
 def test_plan_receipt_and_card_say_what_was_done(adapted: Path, tmp_path: Path) -> None:
     made = recipe(adapted, "dop", FOUR, output="adapter")
     result = dopkit.run(made, tmp_path / "out")

@@ -57,12 +57,12 @@ class Modules:
         given = products(joined, self._prepared.adapters)
         if plan.continues is not None and plan.continues.scale != 1:
             given[0] = given[0].scaled(1 / plan.continues.scale)
+        way = self._prepared.ways[joined.module]
+        # the factors of every layer have the output side first
         contexts = [
-            # the factors of every layer have the output side first
-            Context(plan.recipe.parameters_for(index), Role.LINEAR, step, record)
-            for index, step in enumerate(range(plan.first_step, plan.last_step + 1))
+            Context(own, Role.LINEAR, step, record) for step, own in enumerate(way.parameters, start=plan.first_step)
         ]
-        return given, self._prepared.ways[joined.module].merge(given, contexts)
+        return given, way.merge(given, contexts)
 
     def _measure(self) -> Norms:
         """The norms over the whole model, from a pass of their own."""

@@ -58,7 +58,7 @@ def planned(
         jobs=tuple(jobs[tensor.name] for shard in shards for tensor in shard.tensors),
         shards=tuple(shards),
         dropped=tuple(dropped),
-        notes=tuple(dict.fromkeys(note for source in sources for note in source.notes)),
+        notes=tuple(dict.fromkeys((*recipe.notes, *(note for source in sources for note in source.notes)))),
         max_shard_size=whole,
         memory_bytes=memory + OVERHEAD_BYTES,
         continues=before,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dopkit import pinning, publishing
 from dopkit.adapting.planning import planned
-from dopkit.adapting.ways import Way, obstacles, way_of
+from dopkit.adapting.ways import Way, find_ways, obstacles
 from dopkit.checkpoints import AdapterCheckpoint
 from dopkit.checkpoints.adapter import other_base
 from dopkit.checkpoints.joining import Joined, join
@@ -71,7 +71,7 @@ def prepared(
         adapters = [model for model in models if isinstance(model, AdapterCheckpoint)]
         problems += [Problem(model.ref.short, "is no adapter") for model in models if model not in adapters]
         problems += _other_base(recipe, adapters)
-        problems += obstacles(recipe, before)
+        problems += obstacles(recipe)
         if adapters:
             names = adapters[0].base.names
             problems += idle_among(recipe, map(names.canonical, names.specs), names.specs)
@@ -81,7 +81,8 @@ def prepared(
         _refuse(problems)
         if recipe.base_model is None:  # what the adapters name themselves
             recipe = recipe.model_copy(update={"base_model": adapters[0].base.ref})
-        ways = {joined.module: way_of(joined, recipe, before, adapters[0].base.names) for joined in modules}
+        ways, problems = find_ways(modules, recipe, before, adapters[0].base.names)
+        _refuse(problems)
         made = planned(recipe, adapters, modules, ways, seed, before)
         if not made.jobs:
             _refuse([Problem("other: base", "leaves every module as it is in the base: nothing would be merged")])

@@ -1,13 +1,16 @@
 """How each module is merged: which methods leave factors, and by which arithmetic.
 
-Weighted sums of task vectors do, and the folds that stay in the span of what they fold.
+Weighted sums of task vectors do, and the folds that stay in the span of what they fold. Methods and parameters may be
+others for other modules, as a recipe has them for tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
 
 from dopkit.checkpoints.adapter_places import Names
 from dopkit.checkpoints.joining import Joined
@@ -16,15 +19,19 @@ from dopkit.methods import BASE, DOP_ADAM, Cut, Rule
 from dopkit.methods.coefficients import SUMS, Turns, of_the_rest, turns
 from dopkit.methods.costs import copies, elementwise_effort
 from dopkit.methods.fold import Context
-from dopkit.methods.parameters import DopParameters
+from dopkit.methods.parameters import DopParameters, Parameters
 from dopkit.planning import Continuation
-from dopkit.recipe import Recipe
+from dopkit.planning.making import why_wrong
+from dopkit.recipe import Override, Recipe
+from dopkit.recipe.settings import Place
 
 if TYPE_CHECKING:
     from dopkit.linalg.factors import Factors
 
 JOINED = Rule("factors joined", None, Cut.WHOLE, False, copies(4), elementwise_effort)
 CUT = Rule("factors cut", None, Cut.WHOLE, False, copies(12), elementwise_effort, float64=True)
+
+_LEAVE_OUT = "Leave out `output: adapter`: the result is then a whole model."
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Way:
 
     rule: Rule  # as the method gives it, or JOINED
     weights: Turns | None  # of the adapters' task vectors, where it is a sum
+    parameters: tuple[Parameters, ...]  # in force for each adapter
 
     def shown(self, joined: Joined) -> Rule:
         """The rule under the name that plan and receipt print."""
@@ -52,42 +60,59 @@ class Way:
         return fold(self.rule, products, contexts)
 
 
-def obstacles(recipe: Recipe, before: Continuation | None) -> Iterator[Problem]:
-    """Why a method leaves no factors, with its parameters."""
-    remedy = "Leave out `output: adapter`: the result is then a whole model."
-    parameters = recipe.parameters
-    if isinstance(parameters, DopParameters):
-        if parameters.solver != "exact":
-            what = "its steps go by single entries of the matrix, and leave no factors"
-            yield Problem("solver: adam", what, "Use `solver: exact`, or leave out `output: adapter`.")
-    elif recipe.merge_method not in SUMS:
-        what = f"{recipe.merge_method} leaves no factors ({', '.join(SUMS)} and dop do)"
-        yield Problem("output: adapter", what, remedy)
-    else:
+def obstacles(recipe: Recipe) -> Iterator[Problem]:
+    """Why methods leave no factors, whatever the adapters."""
+    wholes: tuple[Recipe | Override, ...] = (recipe, *recipe.overrides)
+    for name in dict.fromkeys(one.merge_method for one in wholes):
+        if name not in (*SUMS, "dop"):
+            yield Problem("output: adapter", f"{name} leaves no factors ({', '.join(SUMS)} and dop do)", _LEAVE_OUT)
+    if any(isinstance(one.parameters, DopParameters) and one.parameters.solver == "adam" for one in wholes):
+        yield _adam()
+
+
+def _adam() -> Problem:
+    what = "its steps go by single entries of the matrix, and leave no factors"
+    return Problem("solver: adam", what, "Use `solver: exact`, or leave out `output: adapter`.")
+
+
+def find_ways(
+    modules: Sequence[Joined], recipe: Recipe, before: Continuation | None, base: Names
+) -> tuple[dict[str, Way | None], list[Problem]]:
+    """By module, the way; None where it stays as it is in the base. And what cannot be, each once."""
+    ways: dict[str, Way | None] = {}
+    problems: dict[Problem, None] = {}
+    for joined in modules:
         try:
-            _sum(recipe, before)
+            ways[joined.module] = _way_of(joined, recipe, before, base)
+        except ValidationError as error:
+            problems[Problem(base.canonical(joined.tensor), why_wrong(error))] = None
         except ValueError as error:
-            yield Problem("output: adapter", str(error), remedy)
+            problems[Problem("output: adapter", str(error), _LEAVE_OUT)] = None
+    if any(way is not None and way.rule is DOP_ADAM for way in ways.values()):
+        problems[_adam()] = None
+    return ways, list(problems)
 
 
-def way_of(joined: Joined, recipe: Recipe, before: Continuation | None, base: Names) -> Way | None:
-    """How a module is merged by a method without ``obstacles``; None where it stays as it is in the base."""
-    if recipe.merge_method in SUMS:
-        return Way(JOINED, _sum(recipe, before))
+def _way_of(joined: Joined, recipe: Recipe, before: Continuation | None, base: Names) -> Way | None:
+    """Raises ValueError with the reason why it leaves no factors, ValidationError for parameters that make no sense."""
     name = joined.tensor
-    rule = recipe.method.rule_for(recipe.parameters, base.canonical(name), base.role(name), base.specs[name].shape)
-    assert rule is not DOP_ADAM, "it was refused"
+    canonical = base.canonical(name)
+    place = Place(tuple(dict.fromkeys((canonical, name))), base.depth(name))
+    wide, *own = (recipe.parameters_at(place, level) for level in _levels(recipe))
+    earlier = [before.recipe.parameters_at(place, entry.parameters) for entry in before.recipe.models] if before else []
+    each, method = tuple(own), (recipe.override_at(place) or recipe).method
+    if method.name in SUMS:
+        models = [*earlier, *each[1:]] if before else each
+        return Way(JOINED, turns(method.name, models, len(earlier)), each)
+    rule = method.rule_for(wide, canonical, base.role(name), base.specs[name].shape)
     if rule is BASE:
         return None
     if rule.needs_base:  # the method's own; what it leaves to others needs none
-        return Way(rule, None)
-    first = 1 if before is None else before.step
-    return Way(JOINED, of_the_rest(rule, first, len(recipe.models) - 1))
+        return Way(rule, None, each)
+    return Way(JOINED, of_the_rest(rule, max(1, len(earlier)), len(each) - 1), each)
 
 
-def _sum(recipe: Recipe, before: Continuation | None) -> Turns:
-    each = [recipe.parameters_for(index) for index in range(len(recipe.models))]
-    if before is None:
-        return turns(recipe.merge_method, each)
-    earlier = [before.recipe.parameters_for(index) for index in range(before.step)]
-    return turns(recipe.merge_method, [*earlier, *each[1:]], before.step)
+def _levels(recipe: Recipe) -> Iterator[Mapping[str, object]]:
+    """What is set beside the recipe's own parameters: nothing, then for every adapter."""
+    yield {}
+    yield from (entry.parameters for entry in recipe.models)

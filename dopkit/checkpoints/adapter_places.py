@@ -47,6 +47,10 @@ class Names:
     def canonical(self, name: str) -> str:
         return self._skeleton.roles[name].canonical
 
+    def depth(self, name: str) -> float:
+        """From 0 in the first layer to 1 in the last one."""
+        return self._skeleton.roles[name].standing.depth
+
     def find(self, parameters: Iterable[str]) -> tuple[dict[str, str], set[str]]:
         """The base's tensor of each parameter, named as inside some class; without those that it has none for.
 

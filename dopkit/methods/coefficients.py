@@ -23,22 +23,28 @@ def coefficients(method: str, models: Sequence[Parameters]) -> list[float]:
         return [1 / len(models)] * len(models)
     sums = [own for own in models if isinstance(own, TaskArithmeticParameters)]
     if method == "task_arithmetic" and sums:
-        total = sum(own.weight for own in sums) if sums[0].normalize else 1.0
+        total = _not_zero(sum(own.weight for own in sums)) if sums[0].normalize else 1.0
         return [own.lambda_ * own.weight / total for own in sums]
     means = [own for own in models if isinstance(own, LinearParameters)]
     if method == "linear" and means:
         weights = [own.weight or 0.0 for own in means]
         total = sum(weights)
         if means[0].normalize:
-            return [weight / total for weight in weights]
+            return [weight / _not_zero(total) for weight in weights]
         if abs(total - 1) > _ONE:
             raise ValueError(f"the weights add up to {total:g}, so the base would be multiplied as well")
         return weights
     raise ValueError(f"{method} is no weighted sum of task vectors ({', '.join(SUMS)} are)")
 
 
-# For every task vector in turn, what the sum of those before it is multiplied by, and what it itself is. The first one of
-# a merge that goes on from an earlier one is what was merged: with the same steps the roundings are those of one run.
+def _not_zero(total: float) -> float:
+    if total == 0:
+        raise ValueError("the weights add up to 0, and are divided by that")
+    return total
+
+
+# For every task vector in turn, what the sum of those before it is multiplied by, and what it itself is. The first one
+# of a merge that goes on from an earlier one is what was merged: by the same steps, with the roundings of one run.
 Turns = tuple[tuple[float, float], ...]
 
 

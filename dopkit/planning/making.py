@@ -174,13 +174,17 @@ def _parameters(work: Making, target: Target, place: Place, levels: Sequence[Set
     try:
         return work.recipe.parameters_at(place, *levels)
     except ValidationError as error:
-        detail = error.errors()[0]
-        key = detail["loc"][-1] if detail["loc"] else ""
-        what = wrong_value(detail)
-        if detail["type"] == "missing":
-            what = f"no filter of {key!r} takes it in; add an entry without a filter"
-        work.problems.append(Problem(target.canonical, what))
+        work.problems.append(Problem(target.canonical, why_wrong(error)))
         return None
+
+
+def why_wrong(error: ValidationError) -> str:
+    """What is wrong with the parameters of one tensor, seen together."""
+    detail = error.errors()[0]
+    key = detail["loc"][-1] if detail["loc"] else ""
+    if detail["type"] == "missing":
+        return f"no filter of {key!r} takes it in; add an entry without a filter"
+    return wrong_value(detail)
 
 
 def _earlier(recipe: Recipe, place: Place) -> tuple[Parameters, ...]:
