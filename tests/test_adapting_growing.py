@@ -170,6 +170,19 @@ def test_what_is_lost_is_told(
     assert json.loads((again.folder / "dopkit_state.json").read_text())["inexact"] is None
 
 
+def test_lost_sums_of_some_modules(adapted: Path, tmp_path: Path) -> None:
+    methods = [{"filter": "q_proj", "merge_method": "dop", "parameters": {"history": "all"}}]
+    grown = merge(adapted, tmp_path / "grown", "[./a0, ./a1]", ("average", {}), methods=methods)
+    adding.add(grown, [str(adapted / "a2")], tmp_path / "added")
+    state = json.loads((tmp_path / "added" / "dopkit_state.json").read_text())
+    assert "the sums over the earlier models were not kept" in state["inexact"]
+    history = {"history": [{"filter": "q_proj", "value": "all"}, {"value": "last"}]}
+    grown = merge(adapted, tmp_path / "filtered", "[./a0, ./a1]", ("dop", history))
+    told = refusal(PlanError, grown, [str(adapted / "a2")])
+    assert "history: all: the sums over the earlier adapters were not kept" in told
+    adding.add(grown, [str(adapted / "a2")], from_experts=True)
+
+
 def test_a_killed_one_goes_on(adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dopkit.adapting import modules
 

@@ -55,9 +55,13 @@ class Way:
 
         if self.weights is not None:
             return factored.weighted(products, self.weights)
-        carries_nothing_else = list(self.rule.state((1, 1))) == ["merged"]
-        fold = factored.folded_in_turn if carries_nothing_else else factored.folded_at_once
+        fold = factored.folded_in_turn if _goes_on(self.rule) else factored.folded_at_once
         return fold(self.rule, products, contexts)
+
+
+def _goes_on(rule: Rule) -> bool:
+    """Whether a fold carries nothing but what is merged."""
+    return list(rule.state((1, 1))) == ["merged"]
 
 
 def obstacles(recipe: Recipe) -> Iterator[Problem]:
@@ -88,8 +92,12 @@ def find_ways(
             problems[Problem(base.canonical(joined.tensor), why_wrong(error))] = None
         except ValueError as error:
             problems[Problem("output: adapter", str(error), _LEAVE_OUT)] = None
-    if any(way is not None and way.rule is DOP_ADAM for way in ways.values()):
+    rules = [way.rule for way in ways.values() if way is not None and way.weights is None]
+    if DOP_ADAM in rules:
         problems[_adam()] = None
+    if before is not None and not all(map(_goes_on, rules)):
+        what = "the sums over the earlier adapters were not kept"
+        problems[Problem("history: all", what, "Read the earlier adapters again with --from-experts.")] = None
     return ways, list(problems)
 
 

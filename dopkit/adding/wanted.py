@@ -42,11 +42,17 @@ class Addition:
         kept = bool(self.old.state.kept)
         if not kept and (lost := parameters.without_state()):
             parameters, inexact = lost
+        overrides = self.old.recipe.overrides
+        for index, one in enumerate(overrides):
+            if not kept and (lost := one.parameters.without_state()):
+                changed_one, inexact = one.model_copy(update={"parameters": lost[0]}), lost[1]
+                overrides = (*overrides[:index], changed_one, *overrides[index + 1 :])
         if self.old.recipe.rank is not None and "rank" in self.old.receipt["verified"]:
             cut = f"what was merged before was cut to rank {self.old.recipe.rank}"
             inexact = f"{inexact}; {cut}" if inexact else cut
         models = (ModelEntry(model=self.old.merged), *self.entries)
         changed = {"name": self.output.path.name, "models": models, "parameters": parameters}
+        changed["overrides"] = overrides
         recipe = self.old.recipe.model_copy(update=changed)
         missing = self.old.state_download_bytes if kept else 0
         return recipe, continuation(self.old.state, self.old.recipe, kept, inexact, missing)

@@ -59,7 +59,9 @@ class Override(_Frozen):
     def to_data(self) -> dict[str, Any]:
         """The override as YAML data."""
         data = {"filter": self.filter, "merge_method": self.merge_method}
-        parameters = {**self.parameters.in_force(), **self.varying}
+        whole = self.parameters.whole_model  # the recipe's own count
+        in_force = {name: value for name, value in self.parameters.in_force().items() if name not in whole}
+        parameters = {**in_force, **self.varying}
         return {**data, "parameters": parameters} if parameters else data
 
 

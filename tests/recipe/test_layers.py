@@ -121,3 +121,11 @@ def test_other_methods_for_some_tensors() -> None:
 )  # fmt: skip
 def test_refused(text: str, said: list[str]) -> None:
     assert problems(text) == said
+
+
+def test_what_is_one_for_the_whole_model_is_not_written_for_another_method() -> None:
+    """The recipe that is written beside a merge reads back."""
+    recipe = parse_recipe(TIES + "methods: [{filter: a, merge_method: dop, parameters: {alpha: 0.5}}]\n")
+    again = parse_recipe(recipe.to_yaml(Path()))
+    assert again.overrides[0].parameters.in_force() == recipe.overrides[0].parameters.in_force()
+    assert "scale" not in recipe.overrides[0].to_data()["parameters"]
