@@ -172,10 +172,13 @@ def scaled(recipe: Recipe) -> bool:
 def _parameters(work: Making, target: Target, place: Place, levels: Sequence[Settings]) -> Parameters | None:
     """What is in force for one tensor; None and a problem where that makes no sense together."""
     try:
-        return work.recipe.parameters_at(place, *levels)
+        found = work.recipe.parameters_at(place, *levels)
     except ValidationError as error:
         work.problems.append(Problem(target.canonical, why_wrong(error)))
         return None
+    lacking = [name for name in sorted(found.required) if levels and found.in_force().get(name) is None]
+    work.problems += [Problem(target.canonical, _untaken(name)) for name in lacking]
+    return None if lacking else found
 
 
 def why_wrong(error: ValidationError) -> str:
@@ -183,8 +186,12 @@ def why_wrong(error: ValidationError) -> str:
     detail = error.errors()[0]
     key = detail["loc"][-1] if detail["loc"] else ""
     if detail["type"] == "missing":
-        return f"no filter of {key!r} takes it in; add an entry without a filter"
+        return _untaken(str(key))
     return wrong_value(detail)
+
+
+def _untaken(name: str) -> str:
+    return f"no filter of {name!r} takes it in; add an entry without a filter"
 
 
 def _earlier(recipe: Recipe, place: Place) -> tuple[Parameters, ...]:

@@ -17,7 +17,7 @@ from dopkit import methods
 from dopkit.methods.parameters import Parameters
 from dopkit.recipe.document import write
 from dopkit.recipe.layers import Part, parts_to_data
-from dopkit.recipe.settings import Place, filters, matches, resolve, varies
+from dopkit.recipe.settings import Place, filters, matches, possible, resolve, varies
 from dopkit.refs import ModelRef
 
 _SETTINGS: Any = {"parameters": True, "sources": {"__all__": {"parameters"}}}
@@ -60,8 +60,7 @@ class Override(_Frozen):
         """The override as YAML data."""
         data = {"filter": self.filter, "merge_method": self.merge_method}
         whole = self.parameters.whole_model  # the recipe's own count
-        in_force = {name: value for name, value in self.parameters.in_force().items() if name not in whole}
-        parameters = {**in_force, **self.varying}
+        parameters = {name: value for name, value in _written(self).items() if name not in whole}
         return {**data, "parameters": parameters} if parameters else data
 
 
@@ -198,7 +197,7 @@ class Recipe(_Frozen):
             data |= parts_to_data(self.parts, folder)
         else:
             data["models"] = [entry.to_data(folder) for entry in self.models]
-        if parameters := {**self.parameters.in_force(), **self.varying}:
+        if parameters := _written(self):
             data["parameters"] = parameters
         if self.overrides:
             data["methods"] = [override.to_data() for override in self.overrides]
@@ -216,6 +215,16 @@ class Recipe(_Frozen):
     def to_yaml(self, folder: Path) -> str:
         """The recipe as a YAML text for a file that lies in ``folder``."""
         return write(self.to_data(folder))
+
+
+def _written(wide: Recipe | Override) -> dict[str, Any]:
+    """Every parameter in force, as YAML data; without those that no value of a varying one leaves an effect."""
+    kind, given, data = type(wide.parameters), wide.parameters.given(), wide.parameters.in_force()
+    for name, setting in wide.varying.items():
+        for value in possible(setting):
+            unread = kind.unread({**data, name: value}).keys() - given.keys()
+            data = {key: kept for key, kept in data.items() if key not in unread}
+    return {**data, **wide.varying}
 
 
 @lru_cache(maxsize=4096)

@@ -76,6 +76,9 @@ def test_every_tensor_that_no_slice_takes_is_accounted_for(llamas: Path) -> None
          "no part under `modules` takes "),
         ("merge_method: linear\nmodels: [./a, ./b]\nparameters: {weight: [{filter: self_atn, value: 1}, {value: 2}]}\n",
          "weight: no tensor is called 'self_atn'"),
+        ("merge_method: linear\nmodels: [./a, {model: ./b, parameters: {weight: [{filter: mlp, value: 1}]}}]\n"
+         "parameters: {weight: [{filter: mlp, value: 1}]}\n",
+         "no filter of 'weight' takes it in; add an entry without a filter"),
         ("merge_method: slerp\nbase_model: ./a\nmodels: [./a, ./b]\nparameters: {t: [{filter: mlp, value: 1}]}\n",
          "no filter of 't' takes it in; add an entry without a filter"),
     ],

@@ -78,6 +78,14 @@ def test_other_methods_for_some_tensors() -> None:
     assert parse_recipe(recipe.to_yaml(Path())) == recipe
 
 
+def test_defaults_that_a_varying_parameter_takes_the_effect_from_are_not_written() -> None:
+    text = "merge_method: dop\nbase_model: u/base\nmodels: [u/a, u/b]\n"
+    varying = "parameters: {history: [{filter: mlp, value: all}, {value: last}]}\n"
+    recipe = parse_recipe(text + varying)
+    assert parse_recipe(recipe.to_yaml(Path())).varying == recipe.varying
+    assert "alpha" not in recipe.to_data(Path())["parameters"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
