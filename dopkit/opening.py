@@ -88,6 +88,12 @@ class _Shelf(Shelf):
                 unread = another
 
 
+def pin_tokenizer(recipe: Recipe, pins: Mapping[ModelRef, ModelRef]) -> dict[ModelRef, ModelRef]:
+    """The model that only the tokenizer is of, pinned as the others are. Raises HubError."""
+    ref = recipe.tokenizer_ref
+    return {} if ref is None else {ref: pins.get(ref) or hub.pin(ref)}
+
+
 def _named_base(adapter: ModelRef) -> ModelRef:
     """The model that an adapter says it was trained on; of a folder of our own that may be a folder as well.
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from dopkit import skeleton
+from dopkit import skeleton, vocabulary
 from dopkit.checkpoints import Checkpoint
 from dopkit.errors import PlanError, Problem, count
-from dopkit.opening import look_at_all, merged_twice, open_all
+from dopkit.opening import look_at_all, merged_twice, open_all, pin_tokenizer
 from dopkit.planning import Plan
 from dopkit.planning.building import Room, Wanted, build
 from dopkit.planning.matching import Model
@@ -62,18 +62,24 @@ def open_sources(
             stack.callback(checkpoint.close)
         if len(opened) < len(recipe.refs):  # without every header there is nothing to compare
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
-        recipe = recipe.with_refs({ref: checkpoint.ref for ref, checkpoint in opened.items()})
+        refs = {ref: checkpoint.ref for ref, checkpoint in opened.items()}
+        recipe = recipe.with_refs({**refs, **pin_tokenizer(recipe, pins or {})})
         problems += merged_twice(recipe)
         checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
-        models = look_at_all(checkpoints, recipe)
+        aligned = vocabulary.align(recipe, checkpoints, look_at_all(checkpoints, recipe))
+        models, problems = aligned.models, problems + aligned.problems
         in_order = [entry.model for entry in recipe.models]
         planned = [models[ref] for ref in in_order]
-        plan = build(recipe, models[recipe.donor], planned, room, max_shard_size, seed, problems, stream, wanted)
-        donor = _with_layers(models[recipe.donor], plan)
+        donor, notes = models[recipe.donor], aligned.notes
+        plan = build(recipe, donor, planned, room, max_shard_size, seed, problems, stream, wanted, notes)
+        donor = _with_layers(donor, plan)
         if plan.streamed:
             checkpoints = {ref: checkpoint.streamed() for ref, checkpoint in checkpoints.items()}
             for checkpoint in checkpoints.values():
                 stack.callback(checkpoint.close)
+        checkpoints = aligned.wrap(checkpoints)
+        for checkpoint in checkpoints.values():
+            stack.callback(checkpoint.close)
         in_hand = [checkpoints[ref] for ref in in_order]
         yield Sources(plan, checkpoints[recipe.donor], in_hand, donor)
 

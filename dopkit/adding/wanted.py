@@ -16,6 +16,8 @@ from dopkit.planning import Continuation, Plan
 from dopkit.preparing import Options
 from dopkit.progress import Progress
 from dopkit.recipe import ModelEntry, Recipe
+from dopkit.recipe.tokenizer import TokenizerSettings
+from dopkit.refs import ModelRef
 from dopkit.state import continuation
 from dopkit.writer import OutputFolder
 
@@ -142,8 +144,19 @@ def _growth_problems(old: EarlierMerge, more: int, from_experts: bool) -> list[P
     method = others[0] if others else method
     if not method.grows and not from_experts:
         what = f"{method.name} merges all models at once: what was merged does not tell what went in"
-        return [Problem("", what, "Read the earlier models again with --from-experts.")]
+        return [Problem("", what, _AGAIN)]
+    if not from_experts and _made_of_all(old.recipe.tokenizer, old.recipe.base_model):
+        what = "what its new tokens begin with depends on all models, and the merged weights do not tell"
+        return [Problem("", what, _AGAIN)]
     return []
+
+
+_AGAIN = "Read the earlier models again with --from-experts."
+
+
+def _made_of_all(tokenizer: TokenizerSettings | None, base: ModelRef | None) -> bool:
+    """Whether there are tokens whose rows come from several models: not with the base's own tokens alone."""
+    return tokenizer is not None and (tokenizer.source != "base" or base is None or bool(tokenizer.tokens))
 
 
 def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any]) -> list[Problem]:

@@ -165,6 +165,9 @@ class AdapterCheckpoint(Checkpoint):
     def side_file(self, name: str) -> Path:
         return self.base.side_file(name)
 
+    def digests(self, name: str) -> frozenset[str]:
+        return self.base.digests(name)
+
     def close(self) -> None:
         self.adapter.close()
         self.base.close()

@@ -5,6 +5,7 @@ Judges by names and by the text of an index. Names that come from a repository a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -115,6 +116,13 @@ def read_text(path: Path, shown: str) -> str:
         raise CheckpointError(f"{shown}: {path.name} is not UTF-8 text") from None
     except OSError as error:
         raise CheckpointError(f"{shown}: cannot read {path.name}: {error.strerror}") from error
+
+
+def digests(path: Path) -> frozenset[str]:
+    """What the Hub calls this content: as a file of git, and as one of Git LFS."""
+    content = path.read_bytes()
+    as_git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    return frozenset((as_git.hexdigest(), hashlib.sha256(content).hexdigest()))
 
 
 def is_plain(name: str) -> bool:

@@ -54,6 +54,9 @@ class FolderCheckpoint(Checkpoint):
             raise FileNotFoundError(path)
         return path
 
+    def digests(self, name: str) -> frozenset[str]:
+        return files.digests(self.side_file(name))
+
     def close(self) -> None:
         self._weights.close()
 

@@ -34,13 +34,14 @@ class HubCheckpoint(Checkpoint):
     def __init__(
         self,
         ref: ModelRef,
-        sizes: Mapping[str, int],
+        listing: hub.Listing,
         specs: Mapping[str, TensorSpec],
         config: dict[str, Any] | None,
         remotes: Mapping[str, hub.RemoteFile],
     ) -> None:
-        super().__init__(ref, specs, config, files.side_files(sizes), ref.revision or "")
-        self._sizes = sizes
+        super().__init__(ref, specs, config, files.side_files(listing.sizes), ref.revision or "")
+        self._sizes: Mapping[str, int] = listing.sizes
+        self._hashes: Mapping[str, str] = listing.hashes
         self._remotes = remotes  # whose addresses may be known from reading headers
         self._weight_files = sorted({spec.file for spec in specs.values()})
         self._weights: SafetensorsFiles | PickledFiles | None = None
@@ -87,6 +88,11 @@ class HubCheckpoint(Checkpoint):
             raise FileNotFoundError(name)
         return hub.fetch(self.ref, name)
 
+    def digests(self, name: str) -> frozenset[str]:
+        path = hub.cached(self.ref, name)
+        known = {self._hashes[name]} if name in self._hashes else set()
+        return files.digests(path) if path is not None else frozenset(known)
+
     def close(self) -> None:
         if self._weights is not None:
             self._weights.close()
@@ -107,7 +113,7 @@ def open_repository(ref: ModelRef, wanted: files.Names = files.MODEL) -> HubChec
     require_pickles(ref, sizes, read_text, wanted)
     specs = read_specs(sizes, shown, read_text, read_header, wanted)
     config = parse_config(read_text("config.json"), shown) if "config.json" in sizes else None
-    checkpoint = HubCheckpoint(ref, sizes, specs, config, remotes)
+    checkpoint = HubCheckpoint(ref, listing, specs, config, remotes)
     checkpoint.complete = listing.complete
     if listing.repo != ref.repo:
         checkpoint.notes = (f"{ref.repo} is called {listing.repo} now",)

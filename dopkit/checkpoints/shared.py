@@ -75,6 +75,9 @@ class Shared(Checkpoint):
     def side_file(self, name: str) -> Path:
         return self._source.side_file(name)
 
+    def digests(self, name: str) -> frozenset[str]:
+        return self._source.digests(name)
+
     def close(self) -> None:
         self._source.close()
         with self._lock:

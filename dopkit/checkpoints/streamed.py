@@ -63,6 +63,9 @@ class StreamedCheckpoint(Checkpoint):
     def side_file(self, name: str) -> Path:
         return self._source.side_file(name)
 
+    def digests(self, name: str) -> frozenset[str]:
+        return self._source.digests(name)
+
     def close(self) -> None:
         for remote in self._remotes.values():
             remote.stop()

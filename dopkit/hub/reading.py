@@ -7,7 +7,8 @@ Knows nothing of tensors or recipes. Tokens, endpoint, cache and offline mode ar
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
@@ -56,6 +57,7 @@ class Listing:
     sizes: dict[str, int]  # bytes, by file name
     repo: str  # what the Hub calls the repository today: another name than the ref's when it was renamed
     complete: bool = True  # False offline: only what the cache holds
+    hashes: Mapping[str, str] = field(default_factory=dict)  # of the content, by file name: of git, or SHA-256 of LFS
 
 
 def listing(ref: ModelRef) -> Listing:
@@ -66,7 +68,10 @@ def listing(ref: ModelRef) -> Listing:
             info = api().model_info(ref.repo, revision=ref.revision, files_metadata=True, timeout=TIMEOUT)
         except OfflineModeIsEnabled:
             return Listing(_cached_files(ref), ref.repo, complete=False)
-    return Listing({sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}, info.id or ref.repo)
+    siblings = info.siblings or []
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
+    hashes = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id for one in siblings}
+    return Listing(sizes, info.id or ref.repo, hashes={name: known for name, known in hashes.items() if known})
 
 
 def files(ref: ModelRef) -> dict[str, int]:

@@ -59,6 +59,7 @@ class Source:
     complete: bool = True  # False offline: files that the cache lacks are not known
     missing: frozenset[str] = frozenset()  # the weight files that are not here
     adapted: Adapted | None = None
+    gathered: frozenset[str] = frozenset()  # tensors whose rows are put in the order of another vocabulary
 
     @property
     def parts(self) -> tuple[Source, ...]:

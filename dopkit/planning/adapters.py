@@ -1,4 +1,4 @@
-"""What inputs that are adapters need beyond others: memory to make their tensors in. Pure functions."""
+"""What inputs need beyond others whose tensors are made: by an adapter, or of the rows of several models."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import math
 from collections.abc import Sequence
 
 from dopkit.methods import FLOAT32
-from dopkit.planning.jobs import TensorJob
+from dopkit.planning.jobs import BLOCK_ELEMENTS, TensorJob
 from dopkit.planning.matching import Model
 from dopkit.specs import DTYPES
+
+
+def making_bytes(donor: Model, models: Sequence[Model], job: TensorJob) -> int:
+    """The memory that one part of a job takes beside the arithmetic; ``models`` stand in merge order."""
+    return adapter_bytes(models, job) + gathering_bytes((donor, *models), job)
 
 
 def adapter_bytes(models: Sequence[Model], job: TensorJob) -> int:
@@ -22,3 +27,15 @@ def adapter_bytes(models: Sequence[Model], job: TensorJob) -> int:
         return 0
     part = math.prod(job.part_shape) * (DTYPES[job.dtype].size + FLOAT32)
     return part + sum(factors) + FLOAT32 * max(factors)  # one adapter's are converted at a time
+
+
+def gathering_bytes(models: Sequence[Model], job: TensorJob) -> int:
+    """An upper estimate of the memory that putting one part of a job together takes, out of rows of ``models``.
+
+    What is read of it, the average of several, and the blocks that the mean of all rows is taken over.
+    """
+    names = {job.donor, *(one.name for one in job.inputs)}
+    if not any(names & model.source.gathered for model in models):
+        return 0
+    part = math.prod(job.part_shape)
+    return part * (DTYPES[job.dtype].size + 2 * FLOAT32) + 3 * FLOAT32 * min(job.numel, BLOCK_ELEMENTS)

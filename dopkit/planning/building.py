@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from dopkit import layout
 from dopkit.errors import PlanError, Problem, count
 from dopkit.planning import Continuation, Plan, matching, streaming
-from dopkit.planning.adapters import adapter_bytes
+from dopkit.planning.adapters import making_bytes
 from dopkit.planning.making import make_jobs
 from dopkit.planning.matching import Model
 from dopkit.planning.targets import Making
@@ -57,11 +57,12 @@ def build(
     problems: Sequence[Problem] = (),
     stream: bool = False,
     wanted: Wanted | None = None,
+    notes: Sequence[str] = (),
 ) -> Plan:
     """Make the plan of a pinned recipe whose models stand in merge order.
 
-    ``problems`` are those found while opening; ``stream`` asks that nothing be downloaded; ``wanted`` is what there is
-    to write besides, and to go on from. Raises PlanError with all of them and all found here.
+    ``problems`` and ``notes`` are those of opening the models; ``stream`` asks that nothing be downloaded; ``wanted``
+    is what there is to write besides, and to go on from. Raises PlanError with all problems.
     """
     wanted = wanted or Wanted()
     work = Making(recipe, donor, models, wanted.continues, problems=list(problems), notes=list(recipe.notes))
@@ -70,6 +71,7 @@ def build(
         work.notes += model.source.notes
         if model.skeleton.fallback:
             work.notes.append(f"{model.source.ref.short}: roles are guessed from names ({model.skeleton.fallback})")
+    work.notes += notes
     if donor.beside:
         work.notes.append(f"{donor.source.ref.short}: read as the {donor.skeleton.class_name} in it")
     if not donor.source.complete:
@@ -97,7 +99,7 @@ def build(
         dropped=tuple(work.dropped),
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
-        memory_bytes=max((job.working_bytes + adapter_bytes(models, job) for job in work.jobs), default=0)
+        memory_bytes=max((job.working_bytes + making_bytes(donor, models, job) for job in work.jobs), default=0)
         + _AROUND_A_JOB,
         keeps_steps=wanted.steps,
         keeps_state=wanted.state,

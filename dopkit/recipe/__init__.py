@@ -18,6 +18,7 @@ from dopkit.methods.parameters import Parameters
 from dopkit.recipe.document import write
 from dopkit.recipe.layers import Part, parts_to_data
 from dopkit.recipe.settings import Place, filters, matches, possible, resolve, varies
+from dopkit.recipe.tokenizer import TokenizerSettings
 from dopkit.refs import ModelRef
 
 _SETTINGS: Any = {"parameters": True, "sources": {"__all__": {"parameters"}}}
@@ -83,6 +84,8 @@ class Recipe(_Frozen):
     # Name patterns of tensors that are taken from the base; what the models hold there is left unread.
     # The YAML key is `copy`; pydantic models have a method of that name.
     copied: tuple[str, ...] = ()
+    tokenizer: TokenizerSettings | None = None
+    chat_template: str | None = None  # auto, the name of one that is known, or a Jinja text
     output: Literal["model", "adapter"] = "model"
     rank: int | None = None  # the most that an adapter gets for each module
     notes: tuple[str, ...] = ()  # what of the file was left out, and why; no part of the recipe
@@ -110,6 +113,12 @@ class Recipe(_Frozen):
         for ref in (self.donor, *(entry.model for entry in self.models)):
             first.setdefault(ref.key, ref)
         return tuple(first.values())
+
+    @property
+    def tokenizer_ref(self) -> ModelRef | None:
+        """The model that only the tokenizer is of: none of those that are merged."""
+        named = self.tokenizer.model if self.tokenizer is not None else None
+        return named if named is not None and named.key not in {ref.key for ref in self.refs} else None
 
     @property
     def settled(self) -> bool:
@@ -181,12 +190,13 @@ class Recipe(_Frozen):
     def with_refs(self, pins: dict[ModelRef, ModelRef]) -> Recipe:
         """The same recipe with each reference that ``pins`` has, in whatever spelling, replaced by its pinned one."""
         by_key = {ref.key: pin for ref, pin in pins.items()}
+        tokenizer = self.tokenizer and self.tokenizer.with_refs(lambda ref: by_key.get(ref.key, ref))
         entries = tuple(
             entry.model_copy(update={"model": by_key.get(entry.model.key, entry.model)}) for entry in self.models
         )
         base = by_key.get(self.base_model.key, self.base_model) if self.base_model else None
         parts = tuple(part.with_refs(by_key) for part in self.parts)
-        return self.model_copy(update={"base_model": base, "models": entries, "parts": parts})
+        return self.model_copy(update={"base_model": base, "models": entries, "parts": parts, "tokenizer": tokenizer})
 
     def to_data(self, folder: Path) -> dict[str, Any]:
         """The recipe as YAML data for a file that lies in ``folder``, with every parameter that is in force."""
@@ -208,6 +218,10 @@ class Recipe(_Frozen):
                 data[key] = getattr(self, key)
         if self.order != "given":
             data["order"] = self.order
+        if self.tokenizer is not None:
+            data["tokenizer"] = self.tokenizer.to_data(folder)
+        if self.chat_template is not None:
+            data["chat_template"] = self.chat_template
         if self.copied:
             data["copy"] = list(self.copied)
         return data

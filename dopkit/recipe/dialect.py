@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dopkit.recipe import Recipe
+from dopkit.recipe.tokenizer import TokenizerSettings
 
 METHODS = frozenset({
     "linear", "slerp", "nuslerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties",
@@ -55,6 +56,7 @@ def _without(data: Any, idle: dict[str, str], notes: list[str], inside: bool = F
 def is_mergekits(recipe: Recipe) -> bool:
     """Whether mergekit would take it as well, as far as methods and keys go."""
     own = recipe.overrides or recipe.copied or recipe.heads or recipe.order != "given" or recipe.output != "model"
+    own = own or (recipe.tokenizer is not None and recipe.tokenizer.source == "first")
     return recipe.merge_method in METHODS and not own
 
 
@@ -69,11 +71,22 @@ def differences(recipe: Recipe) -> Iterator[str]:
         yield "where the models point away from each other the base stays; mergekit moves to its other side"
     if method == "arcee_fusion":
         yield "the files keep the models' dtype; mergekit writes float32"
+    if recipe.tokenizer is not None:
+        yield from _of_tokens(recipe.tokenizer)
+    if recipe.chat_template not in (None, "auto", "chatml") and "{" not in str(recipe.chat_template):
+        yield f"the template {recipe.chat_template!r} is without the spaces and line ends too many that mergekit's has"
     if recipe.base_model is None:
         yield "config, tokenizer and side files come from the first model; mergekit takes them from any one of them"
     if any(_GLOB.search(pattern) for key, pattern in recipe.patterns() if key not in ("copy", "exclude")):
         yield "a filter with * ? or [ is a pattern for the whole name; mergekit looks for these very characters"
     yield from recipe.notes
+
+
+def _of_tokens(settings: TokenizerSettings) -> Iterator[str]:
+    if settings.pad_to_multiple_of is None:
+        yield "the embedding keeps rows beyond the tokens, as its model has them; mergekit cuts them off"
+    if settings.source == "union":
+        yield "new tokens come with their merges, in a fixed order; mergekit cuts them out of every word, in any order"
 
 
 def _drops(recipe: Recipe) -> bool:

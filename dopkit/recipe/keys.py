@@ -14,16 +14,17 @@ from pydantic_core import ErrorDetails
 from dopkit import refs
 from dopkit.recipe import Dtype
 from dopkit.recipe.document import Path as YamlPath
+from dopkit.recipe.tokenizer import known_template
 from dopkit.recipe.wording import unknown_key, wrong_value
 
 # Keys that mergekit reads and dopkit does not: refused by name, so that nobody thinks they took effect.
 MERGEKIT_ONLY = {
-    "tokenizer": "", "tokenizer_source": "", "chat_template": "",
     "experts": "it builds a mixture of experts, which dopkit does not", "gate_mode": "",
     "residual_weight": "mergekit declares it and reads it nowhere",
 }  # fmt: skip
 
-PLAIN = ("dtype", "out_dtype", "order", "seed", "heads", "output", "rank", "repo_id")  # keys taken as they are
+# Keys taken as they are.
+PLAIN = ("dtype", "out_dtype", "order", "seed", "heads", "chat_template", "output", "rank", "repo_id")
 
 
 def entry(value: Any) -> Any:
@@ -101,6 +102,9 @@ class File(_Keys):
     copied: Annotated[list[str], BeforeValidator(_list)] = Field(default_factory=list, alias="copy")
     output: Literal["model", "adapter"] = "model"
     rank: int | None = Field(None, ge=1)
+    tokenizer_source: Any = None  # see ``recipe.tokenizer``
+    tokenizer: Any = None
+    chat_template: Annotated[str, AfterValidator(known_template)] | None = None
     repo_id: Annotated[str, AfterValidator(refs.parse_repo_id)] | None = None
     name: str | None = None
 

@@ -21,6 +21,7 @@ from dopkit.recipe.document import Path as YamlPath
 from dopkit.recipe.judging import Given, Judge, Settings
 from dopkit.recipe.keys import PLAIN, File, as_list, known_keys, unknown, wrong
 from dopkit.recipe.sources import SourceReading
+from dopkit.recipe.tokenizer import read_tokenizer
 from dopkit.recipe.whole import Whole, wrong_number
 from dopkit.recipe.wording import judge
 from dopkit.refs import ModelRef
@@ -62,6 +63,7 @@ class _Reading:
 
     def __init__(self, document: Document, folder: Path) -> None:
         self.document = document
+        self.folder = folder
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.data: dict[str, Any] = without_idle(document.data, self.notes)
@@ -81,6 +83,7 @@ class _Reading:
         if method and method.skips_base and base:
             merged = [one for one in merged if one.ref.key != base.key]
         found = self._parameters(method, merged) if method else None
+        tokenizer = read_tokenizer(self.data, self.folder, self.add)
         overrides = list(self._overrides(method, merged))
         Whole(self.data, self.document, self.add, self.meant).judge(method, base, self.sources)
         if self.problems or file is None or found is None:
@@ -97,6 +100,7 @@ class _Reading:
             parts=parts,
             notes=tuple(self.notes),
             copied=tuple(file.copied),
+            tokenizer=tokenizer,
             **{key: getattr(file, key) for key in PLAIN},
         )
 

@@ -19,15 +19,21 @@ class CannotBuild(Exception):
     """There is no class for this configuration; the message is a clause that says why."""
 
 
-def construct(config: Mapping[str, Any] | None) -> Any:
-    """The model of ``config``, every tensor on the meta device. Raises CannotBuild."""
+def construct(config: Mapping[str, Any] | None, more_tokens: int = 0) -> Any:
+    """The model of ``config``, every tensor on the meta device, its vocabulary longer by ``more_tokens``.
+
+    Raises CannotBuild.
+    """
     if config is None:
         raise CannotBuild("it has no config.json")
     with quiet():
         model_class = _named_class(config)
         parsed = _parse(config, model_class)
         model_class = model_class or headless_class(parsed)
-        return _instantiate(model_class, _own_part(parsed, model_class))
+        own = _own_part(parsed, model_class)
+        if more_tokens:
+            _lengthen(own, more_tokens)
+        return _instantiate(model_class, own)
 
 
 def _named_class(config: Mapping[str, Any]) -> Any:
@@ -98,6 +104,14 @@ def _own_part(parsed: Any, model_class: Any) -> Any:
         if config_class is model_class.config_class:
             return getattr(parsed, name)
     return parsed
+
+
+def _lengthen(parsed: Any, more_tokens: int) -> None:
+    """Give the configuration, or its text part, a longer vocabulary; one that has none stays as it is."""
+    parts = {id(part): part for part in (parsed, parsed.get_text_config(decoder=False), parsed.get_text_config())}
+    for part in parts.values():
+        if isinstance(getattr(part, "vocab_size", None), int):
+            part.vocab_size += more_tokens
 
 
 def _instantiate(model_class: Any, parsed: Any) -> Any:

@@ -1,0 +1,40 @@
+"""Which tensors of a checkpoint have one row for every token of the vocabulary, asked of the model class.
+
+The class is built twice, the second time with a longer vocabulary: what has grown follows it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dopkit.skeleton.construct import CannotBuild, construct
+from dopkit.skeleton.names import Anatomy, place_tensors
+
+_MORE = 64  # tokens
+# For checkpoints whose class cannot be built: what such tensors are called.
+_USUAL = re.compile(
+    r"(^|\.)(embed_tokens|wte|word_embeddings|embed_in|tok_embeddings|tokens_embed|shared|lm_head|embed_out)\.(weight|bias)$"
+)
+
+
+def vocabulary_axes(config: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, int]:
+    """Checkpoint name to the axis that counts tokens, of those ``names`` that have one.
+
+    Tied twins are told as well. Where the class cannot be built it is a guess by name.
+    """
+    names = list(names)
+    try:
+        model, longer = construct(config), construct(config, _MORE)
+    except CannotBuild:
+        return {name: 0 for name in names if _USUAL.search(name)}
+    grown = {name: tuple(tensor.shape) for name, tensor in longer.state_dict().items()}
+    axes = {}
+    for name, tensor in model.state_dict().items():
+        pairs = zip(tensor.shape, grown.get(name, tuple(tensor.shape)), strict=True)
+        if longer_axes := [axis for axis, (before, after) in enumerate(pairs) if before != after]:
+            axes[name] = longer_axes[0]
+    places = place_tensors(Anatomy.of(model), model, names)
+    parameters = {name: place.parameter or place.renamed for name, place in places.items()}
+    return {name: axes[parameter] for name, parameter in parameters.items() if parameter in axes}
