@@ -216,7 +216,15 @@ def _wrong(detail: Any) -> str:
     return wrong_value(detail)
 
 
-TEMPLATES = ("auto", "chatml")  # what `chat_template` may name; anything else is the template itself
+# What `chat_template` may name; anything else is the template itself.
+TEMPLATES = (
+    "auto",
+    "alpaca",
+    "chatml",
+    "exaone",
+    "llama3",
+    "mistral",
+)
 
 
 def known_template(text: str) -> str:

@@ -8,14 +8,15 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from dopkit.checkpoints import Checkpoint
-from dopkit.errors import Problem, count
+from dopkit.errors import Problem
 from dopkit.planning.matching import Model
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.vocabulary.config import with_rows, with_special_tokens
+from dopkit.vocabulary.named_templates import NAMED
 from dopkit.vocabulary.reading import CONFIG, Vocabulary
 from dopkit.vocabulary.side_files import GENERATION, SideFiles, generation, of_other, of_united
-from dopkit.vocabulary.templates import NAMED, most_common, template_files, template_of
+from dopkit.vocabulary.templates import most_common, template_files, template_of
 from dopkit.vocabulary.uniting import United
 
 
@@ -104,9 +105,7 @@ def _template(wanted: str, checkpoints: Sequence[Checkpoint], files: SideFiles, 
             return SideFiles()
         text = common
         first = checkpoints[templates.index(common)].ref.short
-        said = (
-            f"chat template: that of {first}, which {count(templates.count(common), 'model')} of {len(templates)} have"
-        )
+        said = f"chat template: that of {first}, which {templates.count(common)} of {len(templates)} models have"
     result.notes.append(said)
     names = [name for name in {**dict.fromkeys(own.side_files), **files} if files.get(name, b"") is not None]
     config = None

@@ -1,4 +1,4 @@
-"""The chat template of the result: the most common one of the models, one that is known by its name, or a text."""
+"""The chat templates of models: which one most of them have, and the files that hold one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from dopkit.vocabulary.reading import CONFIG
 FILE = "chat_template.jinja"
 _OLD_FILE = "chat_template.json"
 _KEY = "chat_template"
-
-_CHATML = (
-    "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' -}}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
-)
-NAMED = {"chatml": _CHATML}
 
 
 def template_of(checkpoint: Checkpoint) -> str | None:
