@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint have one row for every token of the vocabulary, asked of the model class.
+"""Which tensors of a model have one row for every token of the vocabulary, asked of its class.
 
 The class is built twice, the second time with a longer vocabulary: what has grown follows it.
 """
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dopkit.skeleton.construct import CannotBuild, construct
-from dopkit.skeleton.names import Anatomy, place_tensors
+from dopkit.skeleton.names import Anatomy
 
 _MORE = 64  # tokens
 # For checkpoints whose class cannot be built: what such tensors are called.
@@ -20,21 +20,19 @@ _USUAL = re.compile(
 
 
 def vocabulary_axes(config: Mapping[str, Any] | None, names: Iterable[str]) -> dict[str, int]:
-    """Checkpoint name to the axis that counts tokens, of those ``names`` that have one.
+    """Canonical name to the axis that counts tokens, of those ``names`` that have one.
 
     Tied twins are told as well. Where the class cannot be built it is a guess by name.
     """
-    names = list(names)
     try:
         model, longer = construct(config), construct(config, _MORE)
     except CannotBuild:
         return {name: 0 for name in names if _USUAL.search(name)}
+    anatomy = Anatomy.of(model)
     grown = {name: tuple(tensor.shape) for name, tensor in longer.state_dict().items()}
     axes = {}
-    for name, tensor in model.state_dict().items():
-        pairs = zip(tensor.shape, grown.get(name, tuple(tensor.shape)), strict=True)
-        if longer_axes := [axis for axis, (before, after) in enumerate(pairs) if before != after]:
-            axes[name] = longer_axes[0]
-    places = place_tensors(Anatomy.of(model), model, names)
-    parameters = {name: place.parameter or place.renamed for name, place in places.items()}
-    return {name: axes[parameter] for name, parameter in parameters.items() if parameter in axes}
+    for name, shape in anatomy.shapes.items():
+        pairs = zip(shape, grown.get(name, shape), strict=True)
+        if changed := [axis for axis, (before, after) in enumerate(pairs) if before != after]:
+            axes[anatomy.canonical(name)] = changed[0]
+    return {name: axes[name] for name in names if name in axes}

@@ -47,15 +47,14 @@ class Tensors:
 def find(models: Sequence[Model]) -> Tensors:
     """Ask the classes of the models, each class once for the tensors it has."""
     known: dict[tuple[object, ...], Mapping[str, int]] = {}
-    names, problems = [], []
+    found, problems = [], []
     for model in models:
-        kind = str((model.config or {}).get("architectures"))
-        key = (kind, *model.specs)
+        canonical = {model.skeleton.roles[name].canonical: name for name in model.specs}
+        key = (str((model.config or {}).get("architectures")), *canonical)
         if key not in known:
-            known[key] = skeleton.vocabulary_axes(model.config, model.specs)
-        axes = known[key]
-        if across := [name for name, axis in axes.items() if axis]:
-            what = f"{across[0]} has a column for every token; only rows can be put in another order"
+            known[key] = skeleton.vocabulary_axes(model.config, canonical)
+        if across := [name for name, axis in known[key].items() if axis]:
+            what = f"{canonical[across[0]]} has a column for every token; only rows can be put in another order"
             problems.append(Problem(model.source.ref.short, what))
-        names.append({model.skeleton.roles[name].canonical: name for name in axes})
-    return Tensors(models, names, problems)
+        found.append({name: canonical[name] for name in known[key]})
+    return Tensors(models, found, problems)

@@ -12,7 +12,8 @@ import torch
 import wordy
 
 import dopkit
-from dopkit.skeleton import vocabulary_axes
+from dopkit.errors import PlanError
+from dopkit.skeleton import build, vocabulary_axes
 
 MakeRecipe = Callable[..., dopkit.Recipe]
 ORDER = [3, 0, 8, 1, 7, 2, 6, 4, 5]  # the expert's id i is the base's ORDER[i]
@@ -50,10 +51,10 @@ def llava() -> Any:
 
 MODELS = {"gpt2": gpt2, "bert": bert, "t5": t5, "llava": llava}
 FOLLOWING = {
-    "gpt2": {"transformer.wte.weight"},
-    "bert": {"bert.embeddings.word_embeddings.weight", "cls.predictions.bias"},
-    "t5": {"shared.weight"},
-    "llava": {"language_model.model.embed_tokens.weight", "language_model.lm_head.weight"},
+    "gpt2": ["wte.weight"],
+    "bert": ["embeddings.word_embeddings.weight", "cls.predictions.bias"],
+    "t5": ["shared.weight"],
+    "llava": ["language_model.embed_tokens.weight", "lm_head.weight"],
 }
 
 
@@ -77,7 +78,10 @@ def test_it_answers_the_same(kind: str, tmp_path: Path, make_recipe: MakeRecipe)
     tiny.make_expert(tmp_path / "base", tmp_path / "e0", 1, scale=0.3)
     wordy.make_tokenizer(tmp_path / "base")
     wordy.make_tokenizer(tmp_path / "e0", [wordy.PLAIN[number] for number in ORDER])
-    assert set(vocabulary_axes(wordy.config(tmp_path / "base"), tiny.read(tmp_path / "base"))) == FOLLOWING[kind]
+    config, tensors = wordy.config(tmp_path / "base"), tiny.read(tmp_path / "base")
+    seen = build(config, {name: tuple(one.shape) for name, one in tensors.items()})
+    names = [role.canonical for role in seen.roles.values()]
+    assert vocabulary_axes(config, names) == dict.fromkeys(FOLLOWING[kind], 0)
 
     recipe = make_recipe(tmp_path, ["e0"], "task_arithmetic", tokenizer="base")
     result = dopkit.run(recipe, tmp_path / "out")
@@ -98,6 +102,32 @@ def test_a_longer_vocabulary_inside_another_config(tmp_path: Path, make_recipe: 
     dopkit.run(make_recipe(tmp_path, ["e0"], "task_arithmetic", **keys), tmp_path / "out")
     assert wordy.config(tmp_path / "out")["text_config"]["vocab_size"] == 12
     assert answer(tmp_path / "out", [3, 9]).shape == (2, 12)
+
+
+def test_language_models_on_a_base_that_sees(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """The base has a token for images, the models have none: its row stays, and theirs are put in its order."""
+    from transformers import LlamaForCausalLM
+
+    whole = llava()
+    whole.resize_token_embeddings(ROWS + 1)
+    whole.save_pretrained(tmp_path / "base")
+    wordy.make_tokenizer(tmp_path / "base", added={"<image>": True})
+    alone = LlamaForCausalLM(whole.config.text_config)
+    alone.model.load_state_dict(whole.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(whole.lm_head.state_dict())
+    alone.resize_token_embeddings(ROWS)
+    alone.save_pretrained(tmp_path / "plain")
+    tiny.make_expert(tmp_path / "plain", tmp_path / "e0", 1, scale=0.3)
+    wordy.make_tokenizer(tmp_path / "e0", [wordy.PLAIN[number] for number in ORDER])
+    with pytest.raises(PlanError, match="./e0: its token .* has the id"):
+        dopkit.plan(make_recipe(tmp_path, ["e0"], "task_arithmetic"))
+    dopkit.run(make_recipe(tmp_path, ["e0"], "task_arithmetic", tokenizer="base"), tmp_path / "out")
+    place = [ORDER.index(number) for number in range(ROWS)]
+    ids, theirs = [4, 6, 3], [ORDER.index(number) for number in (4, 6, 3)]
+    found, expected = answer(tmp_path / "out", ids), answer(tmp_path / "e0", theirs)[:, place]
+    assert found.shape == (3, ROWS + 1) and torch.allclose(found[:, :ROWS], expected, atol=1e-5)
+    image = tiny.read(tmp_path / "out")["model.embed_tokens.weight"][ROWS]
+    assert torch.equal(image, whole.get_input_embeddings().weight[ROWS])
 
 
 def test_what_follows_a_vocabulary_without_a_class() -> None:
