@@ -123,7 +123,7 @@ def _in_folder(folder: Path) -> EarlierMerge:
     state_text = (folder / STATE_FILE).read_text(encoding="utf-8", errors="replace")
     recipe = reading.load_recipe(folder / RECIPE_FILE)
     # Folders in it are written as seen from this folder; the result may lie elsewhere.
-    recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.refs})
+    recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.all_refs})
     found = state.parse(state_text, f"{shown}/{STATE_FILE}")
     return EarlierMerge(ModelRef(shown, folder=folder), folder, recipe, found, receipt.read(folder))
 

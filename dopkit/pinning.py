@@ -26,8 +26,7 @@ def remembered(recipe: Recipe, output: OutputFolder) -> dict[ModelRef, ModelRef]
         return {}
     pins: dict[str, Any] = lines[0][_PINS]
     bases = lines[0].get(_BASES)
-    refs_of_it = (*recipe.refs, *filter(None, (recipe.tokenizer_ref,)))
-    found = {ref: _pinned(ref, pins, bases if isinstance(bases, dict) else {}) for ref in refs_of_it}
+    found = {ref: _pinned(ref, pins, bases if isinstance(bases, dict) else {}) for ref in recipe.all_refs}
     return {ref: pin for ref, pin in found.items() if pin is not None and pin != ref}
 
 
@@ -51,8 +50,10 @@ def _at(ref: ModelRef, pins: dict[str, Any]) -> ModelRef | None:
 
 def to_remember(recipe: Recipe, pinned: Recipe) -> dict[str, Any]:
     """What the journal of a merge says of its refs. ``recipe`` is as it was given, its order drawn."""
-    given = [recipe.donor, *(entry.model for entry in recipe.models), *filter(None, (recipe.tokenizer_ref,))]
-    now = [pinned.donor, *(entry.model for entry in pinned.models), *filter(None, (pinned.tokenizer_ref,))]
+    given = [recipe.donor, *(entry.model for entry in recipe.models)]
+    now = [pinned.donor, *(entry.model for entry in pinned.models)]
+    if recipe.tokenizer_ref is not None and pinned.tokenizer is not None and pinned.tokenizer.model is not None:
+        given, now = [*given, recipe.tokenizer_ref], [*now, pinned.tokenizer.model]
     pins: dict[str, str | None] = {}
     bases: dict[str, str] = {}
     for ref, pin in zip(given, now, strict=True):

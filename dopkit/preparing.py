@@ -93,7 +93,9 @@ def prepare(
         obstacles.append(Problem("", "scoring needs the weights, and --stream --push-to-hub leaves none here", remedy))
     if options.push:
         # The model that a merge goes on from is no source of the result, those that are in it are.
-        merged = (*continues.recipe.refs, *(entry.model for entry in recipe.models[1:])) if continues else recipe.refs
+        merged = (
+            (*continues.recipe.refs, *(entry.model for entry in recipe.models[1:])) if continues else recipe.all_refs
+        )
         obstacles += publishing.obstacles(merged, options.push.by_default(recipe.repo_id))
     with open_sources(
         recipe,

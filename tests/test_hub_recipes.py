@@ -119,6 +119,11 @@ def test_a_recipe_of_another_may_not_name_folders(server: TestHub, folder: str) 
     ]
 
 
+def test_a_recipe_of_another_may_not_name_a_tokenizer_in_a_folder(server: TestHub) -> None:
+    carry(server, RECIPE + "tokenizer: /etc\n")
+    assert refusal("other/recipe").splitlines()[1:] == ["  /etc"]
+
+
 def test_nothing_in_a_recipe_is_expanded(server: TestHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "hidden")
     carry(server, "merge_method: average\nmodels: [org/e0, $SECRET/model]\ncopy: ['${SECRET}.*', '$HOME']\n")

@@ -91,3 +91,12 @@ def test_what_holds_more_than_a_journal_is_not_discarded(tmp_path: Path) -> None
     (output.partial / "model.safetensors").touch()
     output.discard_untouched()
     assert output.partial.is_dir()
+
+
+def test_a_tokenizer_is_remembered_as_well(tmp_path: Path) -> None:
+    recipe = parse(RECIPE + "tokenizer: org/words\n")
+    pinned = recipe.with_refs({ref: ref.at(OLD) for ref in recipe.all_refs if ref.repo and not ref.pinned})
+    facts = pinning.to_remember(recipe, pinned)
+    assert facts["pins"] == {"org/e0": OLD, "org/e1@v1": OLD, "org/words": OLD}
+    found = pinning.remembered(recipe, begin(tmp_path, facts))
+    assert recipe.tokenizer_ref is not None and str(found[recipe.tokenizer_ref]) == f"org/words@{OLD}"

@@ -117,6 +117,8 @@ def _without_effect(recipe: Recipe, options: Options) -> Iterator[Problem]:
     asked = {
         "heads": recipe.heads is not None,
         "copy": bool(recipe.copied),
+        "tokenizer": recipe.tokenizer is not None,
+        "chat_template": recipe.chat_template is not None,
         "--stream": options.stream,
         "--device": options.device not in ("auto", "cpu"),
         "--save-steps": options.save_steps,

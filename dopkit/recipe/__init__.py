@@ -121,6 +121,11 @@ class Recipe(_Frozen):
         return named if named is not None and named.key not in {ref.key for ref in self.refs} else None
 
     @property
+    def all_refs(self) -> tuple[ModelRef, ...]:
+        """The same, and the model that only the tokenizer is of."""
+        return (*self.refs, *((self.tokenizer_ref,) if self.tokenizer_ref is not None else ()))
+
+    @property
     def settled(self) -> bool:
         """Whether every tensor is merged by one method with the same parameters."""
         own = (value for entry in self.models for value in entry.parameters.values())

@@ -83,7 +83,8 @@ class _Reading:
         if method and method.skips_base and base:
             merged = [one for one in merged if one.ref.key != base.key]
         found = self._parameters(method, merged) if method else None
-        tokenizer = read_tokenizer(self.data, self.folder, self.add)
+        known = [one.key for one in (*(one.ref for one in merged), *((base,) if base else ()))]
+        tokenizer = read_tokenizer(self.data, self.folder, known, self.add)
         overrides = list(self._overrides(method, merged))
         Whole(self.data, self.document, self.add, self.meant).judge(method, base, self.sources)
         if self.problems or file is None or found is None:

@@ -5,7 +5,7 @@ mergekit's words. Knows no tokens and no files; what is in a tokenizer is read b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,11 +119,11 @@ class _TokenizerFile(_Strict):
 
 
 def read_tokenizer(
-    data: Mapping[str, Any], folder: Path, add: Callable[[YamlPath, str], None]
+    data: Mapping[str, Any], folder: Path, known: Sequence[tuple[str, ...]], add: Callable[[YamlPath, str], None]
 ) -> TokenizerSettings | None:
     """The settings in a recipe's ``data``, relative folders meant from ``folder``; None when it has none, or is wrong.
 
-    Every problem goes to ``add`` with its place.
+    ``known`` are the keys of the models that it merges. Every problem goes to ``add`` with its place.
     """
     old, new = data.get("tokenizer_source"), data.get("tokenizer")
     if old is not None and new is not None:
@@ -133,19 +133,19 @@ def read_tokenizer(
     if value is None:
         return None
     if isinstance(value, str):
-        return _Reading(folder, lambda where, what: add((key,), what)).settings({"source": value})
+        return _Reading(folder, known, lambda where, what: add((key,), what)).settings({"source": value})
     if key == "tokenizer_source" or not isinstance(value, dict):
         more = ", or a mapping" if key == "tokenizer" else ""
         add((key,), f"{key}: is union, base, first or a model{more}")
         return None
-    return _Reading(folder, lambda where, what: add((key, *where), what)).settings(value)
+    return _Reading(folder, known, lambda where, what: add((key, *where), what)).settings(value)
 
 
 class _Reading:
     """One reading of the mapping, its problems told as they are found."""
 
-    def __init__(self, folder: Path, add: Callable[[YamlPath, str], None]) -> None:
-        self._folder, self._add, self._fine = folder, add, True
+    def __init__(self, folder: Path, known: Sequence[tuple[str, ...]], add: Callable[[YamlPath, str], None]) -> None:
+        self._folder, self._known, self._add, self._fine = folder, known, add, True
 
     def settings(self, value: Mapping[str, Any]) -> TokenizerSettings | None:
         try:
@@ -174,7 +174,7 @@ class _Reading:
         if value is None:
             return None
         if isinstance(value, str):
-            return RowSource(model=self._ref(value, path))
+            return RowSource(model=self._merged(value, path))
         given = [key for key in ("model", "token", "token_id") if getattr(value, key) is not None]
         if value.kind == "zero":
             if given:
@@ -183,7 +183,13 @@ class _Reading:
         if value.model is None or len(given) != 2:
             self._problem(path, "kind: model_token needs a 'model', and either a 'token' or a 'token_id' of it")
             return None
-        return RowSource(model=self._ref(value.model, path), token=value.token, token_id=value.token_id)
+        return RowSource(model=self._merged(value.model, path), token=value.token, token_id=value.token_id)
+
+    def _merged(self, text: str, path: YamlPath) -> ModelRef | None:
+        ref = self._ref(text, path)
+        if ref is not None and ref.key not in self._known:
+            self._problem(path, f"{ref} is no model of the recipe, so it has no row to give")
+        return ref
 
     def _ref(self, text: str, path: YamlPath) -> ModelRef | None:
         try:

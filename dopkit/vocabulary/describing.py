@@ -46,7 +46,7 @@ def row_notes(
         sources[_whence(models, piece)] += piece.stop - piece.start
     if sources:
         parts = ", ".join(f"{number:,} {whence}" for whence, number in sources.items())
-        yield f"{name}: rows of tokens that are not its own: {parts}"
+        yield f"{name}: rows that are not its own: {parts}"
 
 
 def _whence(models: Sequence[Model], piece: Piece) -> str:

@@ -73,6 +73,11 @@ def files_of(ref: ModelRef) -> TokenizerFiles:
 
     Raises CheckpointError when there is no tokenizer, HubError.
     """
+    if ref.adapter is not None:
+        try:
+            return files_of(ref.adapter)
+        except CheckpointError:
+            return files_of(ref.without_adapter)
     if ref.folder is not None:
         folder = ref.folder
         names = frozenset(file_names(folder)) if folder.is_dir() else frozenset()

@@ -118,6 +118,7 @@ def test_what_is_wrong_with_a_token() -> None:
          "kind: model_token needs a 'model', and either a 'token' or a 'token_id' of it"),
         ("<a>: {source: {kind: model_token, model: u/a, token: b, token_id: 1}}",
          "kind: model_token needs a 'model', and either a 'token' or a 'token_id' of it"),
+        ("<a>: {source: u/c}", "u/c is no model of the recipe, so it has no row to give"),
         ("<a>: {froce: true}", "unknown key 'froce' (did you mean 'force'?)"),
     ):  # fmt: skip
         assert problems(f"{tokens}    {line}\n") == [f"line 6: {what}"], line

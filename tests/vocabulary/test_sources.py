@@ -113,3 +113,18 @@ def test_an_adapter_that_brought_tokens(tmp_path: Path, make_recipe: MakeRecipe)
     assert torch.allclose(found[EMBEDDING], merged[EMBEDDING], atol=1e-4)
     assert torch.allclose(found[HEAD], merged[HEAD], atol=1e-4)
     assert wordy.ids(tmp_path / "out")["<x>"] == 9
+
+
+def test_offline_a_tokenizer_that_was_never_seen(hub: TestHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can tell what it is; the plan says what was taken for granted."""
+    wordy.make_three(tmp_path)
+    publish(hub, tmp_path, "base", "e0")
+    recipe = dopkit.parse_recipe("base_model: org/base\nmerge_method: task_arithmetic\nmodels: [org/e0]\n"
+                                 "tokenizer: base\n")  # fmt: skip
+    dopkit.run(recipe, tmp_path / "out")
+    for path in (tmp_path / "cache").rglob("tokenizer*.json"):
+        if "e0" in str(path):
+            path.unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    notes = dopkit.plan(recipe).notes
+    assert any("offline, and its tokenizer is not in the cache: taken to have the same tokens" in one for one in notes)
