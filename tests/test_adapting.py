@@ -216,6 +216,11 @@ def test_what_cannot_be_one_adapter_is_refused(adapted: Path, tmp_path: Path) ->
         "  ./base+/embedding: stores a whole embedding beside its factors: model.embed_tokens.weight",
         "    Save it with `save_embedding_layers=False`, if that embedding was not trained or resized.",
     ]
+    asked = recipe(adapted, output="adapter", tokenizer="base", chat_template="auto")
+    assert refusal(asked)[1::2] == [
+        "  tokenizer: does not go with `output: adapter`",
+        "  chat_template: does not go with `output: adapter`",
+    ]
     assert refusal(recipe(adapted, output="adapter"), device="mps", max_memory=1_000) == [
         "cannot merge: 1 problem",
         "  --device: does not go with `output: adapter`",

@@ -114,10 +114,15 @@ def test_what_is_equal_by_its_bytes_is_read_once(tmp_path: Path) -> None:
     one, two = tracked(tmp_path / "one"), tracked(tmp_path / "two")
     assert one.equal(two) and fetched == []
     (tmp_path / "two" / "tokenizer_config.json").write_text("{}")
+    small = [("one", "tokenizer_config.json"), ("two", "tokenizer_config.json")]
+    assert one.equal(two) and fetched == small  # another chat template, say
+    decoder = {"added_tokens_decoder": {"9": {"content": "<x>"}}}
+    (tmp_path / "two" / "tokenizer_config.json").write_text(json.dumps(decoder))
     assert not one.equal(two)
+    fetched.clear()
     reader = Reader()
     assert reader.read(one) is not None and reader.read(two) is not None
-    assert fetched == [("one", "tokenizer.json"), ("one", "tokenizer_config.json"), ("two", "tokenizer_config.json")]
+    assert fetched == [("one", "tokenizer.json"), *small]
 
 
 def test_the_hashes_are_those_of_git_and_of_lfs(tmp_path: Path) -> None:

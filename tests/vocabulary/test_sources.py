@@ -57,15 +57,19 @@ def test_the_bytes_are_those_of_the_folders(
 
 
 def test_equal_tokenizers_are_not_fetched(hub: TestHub, tmp_path: Path) -> None:
-    """The Hub says what their bytes are."""
+    """The Hub says what their bytes are. Where small files differ, they are read alone."""
     base = wordy.make(tmp_path / "base", 0)
     for number in (0, 1):
         tiny.make_expert(base, tmp_path / f"e{number}", number)
+    (tmp_path / "e1" / "tokenizer_config.json").write_text('{"chat_template": "{{ messages }}"}')
     publish(hub, tmp_path, "base", "e0", "e1")
     recipe = dopkit.parse_recipe("base_model: org/base\nmerge_method: ties\nparameters: {density: 0.5}\n"
                                  "models: [org/e0, org/e1]\n")  # fmt: skip
     dopkit.plan(recipe)
-    assert not [entry for entry in hub.log if "tokenizer" in entry.path]
+    assert {entry.path for entry in hub.log if "tokenizer.json" in entry.path} == set()
+    assert {entry.path.rpartition("/")[2] for entry in hub.log if "tokenizer" in entry.path} == {
+        "tokenizer_config.json"
+    }
 
 
 def test_a_tokenizer_is_pinned(hub: TestHub, tmp_path: Path) -> None:
