@@ -30,12 +30,8 @@ def adapter_bytes(models: Sequence[Model], job: TensorJob) -> int:
 
 
 def gathering_bytes(models: Sequence[Model], job: TensorJob) -> int:
-    """An upper estimate of the memory that putting one part of a job together takes, out of rows of ``models``.
-
-    What is read of it, the average of several, and the blocks that the mean of all rows is taken over.
-    """
+    """An upper estimate of the memory that it takes to put a tensor together, block by block, out of rows of models."""
     names = {job.donor, *(one.name for one in job.inputs)}
     if not any(names & model.source.gathered for model in models):
         return 0
-    part = math.prod(job.part_shape)
-    return part * (DTYPES[job.dtype].size + 2 * FLOAT32) + 3 * FLOAT32 * min(job.numel, BLOCK_ELEMENTS)
+    return 3 * FLOAT32 * min(job.numel, BLOCK_ELEMENTS)  # what is read, in float32, and their sum

@@ -22,7 +22,7 @@ from dopkit.vocabulary.rows import Piece, Place
 if TYPE_CHECKING:
     import torch
 
-_BLOCK = 1 << 20  # elements read at once where the mean of all rows is needed
+_BLOCK = 1 << 20  # elements read at once
 
 Rows = tuple[int, int]
 Names = Sequence[str | None]  # of one tensor in each of the models; None where one has nothing like it
@@ -81,7 +81,7 @@ class VocabularyCheckpoint(Checkpoint):
         if name not in self._names:
             yield from self._source.reads(name, rows)
             return
-        for piece in self._within(name, rows):
+        for piece in self._blocks(name, rows):
             for own, row in self._places(name, piece):
                 tensor = self._names[name][own]
                 assert tensor is not None
@@ -96,9 +96,20 @@ class VocabularyCheckpoint(Checkpoint):
         if not 0 <= start <= stop <= self.specs[name].rows:
             raise IndexError(f"{name} has no rows {start} to {stop}")
         result = torch.empty((stop - start, *self.specs[name].shape[1:]), dtype=self._dtype(name))
-        for piece in self._within(name, (start, stop)):
+        for piece in self._blocks(name, (start, stop)):
             result[piece.start - start : piece.stop - start] = self._piece(name, piece)
         return result
+
+    def _blocks(self, name: str, rows: Rows | None) -> Iterator[Piece]:
+        """The pieces of these rows, none of them with more elements than are read at once."""
+        spec = self.specs[name]
+        step = max(1, _BLOCK * spec.rows // max(1, spec.numel))
+        for piece in self._within(name, rows):
+            if piece.stop - piece.start <= step:
+                yield piece
+                continue
+            for start in range(piece.start, piece.stop, step):
+                yield from self._within(name, (start, min(piece.stop, start + step)))
 
     def _within(self, name: str, rows: Rows | None) -> Iterator[Piece]:
         """The pieces of these rows, the first and the last cut to them."""
@@ -109,7 +120,9 @@ class VocabularyCheckpoint(Checkpoint):
             if piece.start >= stop:
                 return
             left = max(start, piece.start)
-            if left < min(stop, piece.stop):
+            if start <= piece.start and piece.stop <= stop:
+                yield piece
+            elif left < min(stop, piece.stop):
                 places = tuple((own, row + left - piece.start) for own, row in piece.places)
                 yield replace(piece, start=left, stop=min(stop, piece.stop), places=places)
 
@@ -142,16 +155,11 @@ class VocabularyCheckpoint(Checkpoint):
 
         with self._lock:
             if name not in self._means:
-                spec = self.specs[name]
-                step = max(1, _BLOCK * spec.rows // max(1, spec.numel))
-                total, number = torch.zeros(spec.shape[1:], dtype=torch.float64), 0
-                for piece in self._pieces:
+                total, number = torch.zeros(self.specs[name].shape[1:], dtype=torch.float64), 0
+                for piece in self._blocks(name, None):
                     if not piece.token or piece.mean or len(self._places(name, piece)) < min(1, len(piece.places)):
                         continue
-                    for start in range(piece.start, piece.stop, step):
-                        for part in self._within(name, (start, min(piece.stop, start + step))):
-                            block = self._piece(name, part).to(self._precise(name))
-                            total += block.sum(0, dtype=torch.float64)
+                    total += self._piece(name, piece).to(self._precise(name)).sum(0, dtype=torch.float64)
                     number += piece.stop - piece.start
                 self._means[name] = (total / max(1, number)).to(self._precise(name))
             return self._means[name]

@@ -101,7 +101,11 @@ def found() -> tuple[Piece, ...]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_rows_are_put_together(dtype: torch.dtype, found: tuple[Piece, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 3])  # one row at a time
+def test_rows_are_put_together(
+    dtype: torch.dtype, block: int, found: tuple[Piece, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dopkit.vocabulary.checkpoint._BLOCK", block)
     one, two = model(tmp_path / "one", 5, dtype), model(tmp_path / "two", 6, dtype, 1)
     wrapped = wrap(0, [one, two], found)
     for name in ("emb", "bias"):
@@ -123,12 +127,17 @@ def test_rows_are_put_together(dtype: torch.dtype, found: tuple[Piece, ...], tmp
         wrapped.read("emb", (0, 10))
 
 
-def test_what_is_read_is_what_was_announced(found: tuple[Piece, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", [1 << 20, 3])
+def test_what_is_read_is_what_was_announced(
+    block: int, found: tuple[Piece, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the same order; only the mean of all rows comes without notice."""
+    monkeypatch.setattr("dopkit.vocabulary.checkpoint._BLOCK", block)
     one, two = model(tmp_path / "one", 5), model(tmp_path / "two", 6)
     wrapped = wrap(0, [one, two], [piece for piece in found if not piece.mean])
     said = [(source.ref.name, name, rows) for source, name, rows in wrapped.reads("emb", (1, 5))]
-    assert said == [("one", "emb", (4, 5)), ("two", "emb", (0, 2)), ("one", "emb", (0, 1)), ("two", "emb", (5, 6))]
+    pair = [("two", "emb", (0, 2))] if block > 3 else [("two", "emb", (0, 1)), ("two", "emb", (1, 2))]
+    assert said == [("one", "emb", (4, 5)), *pair, ("one", "emb", (0, 1)), ("two", "emb", (5, 6))]
     assert list(wrapped.reads("other", (0, 2))) == [(one, "other", (0, 2))]
     happened = []
     for member in (one, two):
