@@ -24,15 +24,19 @@ def check(recipe: str, as_json: bool) -> None:
     loaded = load_recipe(recipe)
     different = list(differences(loaded)) if is_mergekits(loaded) else None
     if as_json:
-        show_json({"recipe": loaded.to_data(Path(recipe).absolute().parent), "unlike_mergekit": different})
+        show_json(
+            {"recipe": loaded.to_data(Path(recipe).absolute().parent), "unlike_mergekit": different}
+            | {"notes": list(loaded.notes)}
+        )
         return
-    click.echo(f"{recipe} is well-formed: {loaded.merge_method} over {count(len(loaded.models), 'model')}")
+    models = count(len(loaded.models), "model") + (" beside the base" if loaded.method.needs_base else "")
+    click.echo(f"{recipe} is well-formed: {loaded.merge_method} over {models}")
     if different:
         click.echo("mergekit 0.1.5 takes it too, and differs in this:")
         for one in different:
             click.echo(f"  {one}")
     elif different is not None:
         click.echo("mergekit 0.1.5 takes it too, and gives the same but for rounding")
-    for note in loaded.notes if different is None else ():
+    for note in loaded.notes:
         click.echo(f"note: {note}")
     click.echo("`dopkit plan` looks at the models themselves")

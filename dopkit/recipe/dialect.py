@@ -27,14 +27,22 @@ _DRAWS = (
     "entries are dropped by another draw, which depends on seed, tensor and model alone; what is kept is divided by "
     "its chance, where mergekit restores the sum of magnitudes of each tensor"
 )
+_SEED, _DRAWING = "random_seed", ("dare_", "della")
 _GLOB = re.compile(r"[*?\[]")
 
 
 def without_idle(data: Any, notes: list[str]) -> Any:
-    """The recipe's data without the parameters that change nothing; why goes to ``notes``, each once."""
-    method = data.get("merge_method") if isinstance(data, dict) else None
-    idle = {**_SPEED, **_IDLE.get(method if isinstance(method, str) else "", {})}
-    return _without(data, idle, notes)
+    """The recipe's data without what changes nothing in mergekit's result; why goes to ``notes``, each once."""
+    method = str(data.get("merge_method")) if isinstance(data, dict) else ""
+    found = _without(data, {**_SPEED, **_IDLE.get(method, {})}, notes)
+    if isinstance(data, dict) and _SEED in data:
+        seed = found.pop(_SEED)
+        draws = method.startswith(_DRAWING) and "seed" not in data
+        notes.append(
+            f"{_SEED!r} is {'read as `seed`' if draws else 'left out'}: mergekit takes it on its command line alone"
+        )
+        found |= {"seed": seed} if draws else {}
+    return found
 
 
 def _without(data: Any, idle: dict[str, str], notes: list[str], inside: bool = False) -> Any:
@@ -65,7 +73,7 @@ def differences(recipe: Recipe) -> Iterator[str]:
     method, parameters = recipe.merge_method, recipe.parameters
     if recipe.dtype in ("float16", "bfloat16"):
         yield f"the arithmetic is in float32 and rounded once at the end; mergekit reads and computes in {recipe.dtype}"
-    if method.startswith(("dare", "della")) and _drops(recipe):
+    if method.startswith(_DRAWING) and _drops(recipe):
         yield _DRAWS
     if method == "model_stock" and getattr(parameters, "filter_wise", False):
         yield "where the models point away from each other the base stays; mergekit moves to its other side"
@@ -79,7 +87,6 @@ def differences(recipe: Recipe) -> Iterator[str]:
         yield "config, tokenizer and side files come from the first model; mergekit takes them from any one of them"
     if any(_GLOB.search(pattern) for key, pattern in recipe.patterns() if key not in ("copy", "exclude")):
         yield "a filter with * ? or [ is a pattern for the whole name; mergekit looks for these very characters"
-    yield from recipe.notes
 
 
 def _of_tokens(settings: TokenizerSettings) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from pydantic import ValidationError
@@ -56,31 +57,32 @@ class Judge:
             return None
         return found, {name: setting for name, setting in settings.items() if varies(setting)}
 
-    def levels(self, models: Sequence[Given], wide: Parameters) -> None:
-        """Everything below the recipe's own parameters."""
+    def levels(self, models: Sequence[Given], wide: Parameters | None) -> None:
+        """Everything below the recipe's own parameters; where those are wrong, whether it may stand there at all."""
         good: dict[YamlPath, bool] = {}
         for given in models:
-            before = wide.given()
+            before = wide.given() if wide is not None else None
             for level in given.levels:
                 if level.path not in good:
                     good[level.path] = self._level(given, level, before)
-                if good[level.path]:
+                if good[level.path] and before is not None:
                     before |= {name: next(possible(setting)) for name, setting in level.settings.items()}
 
-    def _level(self, given: Given, level: Level, before: Settings) -> bool:
+    def _level(self, given: Given, level: Level, before: Settings | None) -> bool:
         """Whether everything at one level is as it should be."""
         settings = self._formed(level.settings, level.path)
         if not level.settings:
             return True
         if len(settings) < len(level.settings) or not self._may_stand(given, level):
             return False
-        return self._each(settings, before, level.path, level.path) is not None
+        return before is None or self._each(settings, before, level.path, level.path) is not None
 
     def required(self, models: Sequence[Given], given: Settings) -> None:
         """What each model needs, its own or the recipe's."""
         for name in sorted(self._kind.required - given.keys()):
             for model in models:
-                if all(name not in level.settings for level in model.levels):
+                own = [key for level in model.levels for key in level.settings]
+                if not get_close_matches(name, own, n=1):  # one that is misspelt is told as such
                     what = (
                         f"{name!r} is missing: {self._method.name} needs one for every model, here or for all of them"
                     )

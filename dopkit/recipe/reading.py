@@ -138,9 +138,9 @@ class _Reading:
         judge = Judge(method, self.add, shuffled=self.data.get("order") == "shuffle")
         found = judge.wide(settings, ("parameters",), self._absent("parameters"))
         judge.required(models, settings)
+        judge.levels(models, found and found[0])
         if found is None:
             return None
-        judge.levels(models, found[0])
         if not (self.problems or found[1] or self.sources.parts) and (what := judge.together(models, found[0])):
             self.add(("models",), what)
         return found

@@ -90,7 +90,7 @@ def test_check_reads_the_recipe_alone(recipe: Path) -> None:
     recipe.write_text("base_model: nobody/nothing\nmerge_method: dop\nmodels: [some/one, some/two@main]\n")
     result = invoke("check", "trio.yaml")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0] == "trio.yaml is well-formed: dop over 2 models"
+    assert result.stdout.splitlines()[0] == "trio.yaml is well-formed: dop over 2 models beside the base"
     data = json.loads(invoke("check", "trio.yaml", "--json").stdout)
     assert data["recipe"]["models"] == ["some/one", "some/two@main"]
     missing = invoke("check", "nowhere.yaml")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from dopkit.errors import RecipeError
 from dopkit.recipe.dialect import differences, is_mergekits
 from dopkit.recipe.reading import parse_recipe
 
@@ -15,7 +18,25 @@ def test_parameters_without_effect_are_left_out_and_told() -> None:
         "'density' is left out: it trims nothing", "'int8_mask' is left out: it only saves memory in mergekit",
     )  # fmt: skip
     assert recipe.parameters.given() == {"weight": 0.5} and recipe.models[0].parameters == {}
-    assert list(differences(recipe)) == list(recipe.notes)
+    assert list(differences(recipe)) == []
+
+
+def test_a_seed_in_the_recipe() -> None:
+    """mergekit reads it nowhere; who writes it means the draws of the method."""
+    recipe = parse_recipe(DARE + "random_seed: 3\n")
+    assert recipe.seed == 3 and "read as `seed`" in recipe.notes[0]
+    recipe = parse_recipe("merge_method: average\nmodels: [u/a, u/b]\nrandom_seed: 3\n")
+    assert recipe.seed is None and "left out" in recipe.notes[0]
+
+
+def test_a_misspelt_parameter_is_told_as_such() -> None:
+    models = "models:\n- {model: u/a, parameters: {weigth: 1}}\n- {model: u/b, parameters: {weight: 1}}\n"
+    text = f"merge_method: linear\n{models}"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text + "parameters: {normalise: true}\n")
+    assert [str(problem).partition(" (")[0] for problem in caught.value.problems] == [
+        "line 3: unknown parameter 'weigth' for a single model", "line 5: unknown parameter 'normalise'",
+    ]  # fmt: skip
 
 
 def test_where_nothing_differs_nothing_is_told() -> None:
