@@ -1,7 +1,7 @@
 """Tiny models that stand in for the repositories a recipe names: of the same architecture, related in the same way.
 
-Each repository ``user/name`` becomes the folder ``user/name`` below one root. All weights are random, in float32, and every
-model differs from what it was fine-tuned from in every floating tensor.
+Each repository ``user/name`` becomes the folder ``user/name`` below one root. All weights are random, in float32, and
+every model differs from what it was fine-tuned from in every floating tensor.
 """
 
 from __future__ import annotations

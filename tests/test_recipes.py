@@ -1,8 +1,8 @@
 """The recipes that come with dopkit: each says when to use it, checks, is listed, and gives what its method promises.
 
-What they name is too large to be downloaded by a test. Stand-ins of the same architectures are merged instead, and every
-tensor is compared with the method's formula, written out here, with the numbers of the recipe put in by hand; `dop` and
-`dare_ties`, whose arithmetic has tests of its own, with their folds on the same tensors.
+What they name is too large to be downloaded by a test. Stand-ins of the same architectures are merged instead, and
+every tensor is compared with the method's formula, written out here, with the numbers of the recipe put in by hand;
+`dop` and `dare_ties`, whose arithmetic has tests of its own, with their folds on the same tensors.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def dropped(job: TensorJob, models: Models) -> torch.Tensor:
 
 
 def pretrained_bert(folder: Path) -> Path:
-    """As bert-base-uncased lies on the Hub: the class that its config names has neither its pooler nor its second head."""
+    """As bert-base-uncased lies on the Hub: the class that its config names has no pooler and only one of its heads."""
     saved("BertForPreTraining", **TEXT)(folder)
     tiny.set_config(folder, architectures=["BertForMaskedLM"])
     return folder
@@ -221,7 +221,9 @@ def test_it_keeps_every_head(name: str, tmp_path: Path) -> None:
 LAYERS_OF = {
     # Recipe: for each layer of the result, the model and its layer.
     "llama-3.1-8b-layers": [
-        *((0, layer) for layer in range(6)), *((1, layer) for layer in range(6, 28)), *((0, layer) for layer in range(28, 32)),
+        *((0, layer) for layer in range(6)),
+        *((1, layer) for layer in range(6, 28)),
+        *((0, layer) for layer in range(28, 32)),
     ],
     "mistral-7b-deeper": [*((0, layer) for layer in range(24)), *((0, layer) for layer in range(8, 32))],
 }  # fmt: skip
