@@ -83,6 +83,13 @@ def differences(recipe: Recipe) -> Iterator[str]:
         yield from _of_tokens(recipe.tokenizer)
     if recipe.chat_template not in (None, "auto", "chatml") and "{" not in str(recipe.chat_template):
         yield f"the template {recipe.chat_template!r} is without the spaces and line ends too many that mergekit's has"
+    if _weightless(recipe):
+        yield "a model without `weight` counts 1; mergekit wants one for each"
+    if any(len(part.slices[0].sources) < len(part.slices[-1].sources) for part in recipe.parts):
+        yield (
+            "the last norm and the head are merged from all sources of the last slice; mergekit takes as many as the "
+            "first slice has"
+        )
     if recipe.base_model is None:
         yield "config, tokenizer and side files come from the first model; mergekit takes them from any one of them"
     if any(_GLOB.search(pattern) for key, pattern in recipe.patterns() if key not in ("copy", "exclude")):
@@ -94,6 +101,28 @@ def _of_tokens(settings: TokenizerSettings) -> Iterator[str]:
         yield "the embedding keeps rows beyond the tokens, as its model has them; mergekit cuts them off"
     if settings.source == "union":
         yield "new tokens come with their merges, in a fixed order; mergekit cuts them out of every word, in any order"
+
+
+def _weightless(recipe: Recipe) -> bool:
+    """Whether the weight of some model is left to a default, which mergekit's methods for task vectors do not have."""
+    weight = type(recipe.parameters).model_fields.get("weight")
+    if (
+        weight is None
+        or weight.default is None
+        or weight.is_required()
+        or "weight" in {**recipe.parameters.given(), **recipe.varying}
+    ):
+        return False
+    if not recipe.parts:
+        return any("weight" not in entry.parameters for entry in recipe.models)
+    merged = {entry.model.key for entry in recipe.models}
+    return any(
+        "weight" not in {**part.parameters, **piece.parameters, **source.parameters}
+        for part in recipe.parts
+        for piece in part.slices
+        for source in piece.sources
+        if source.model.key in merged
+    )
 
 
 def _drops(recipe: Recipe) -> bool:

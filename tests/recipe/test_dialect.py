@@ -40,7 +40,7 @@ def test_a_misspelt_parameter_is_told_as_such() -> None:
 
 
 def test_where_nothing_differs_nothing_is_told() -> None:
-    recipe = parse_recipe(DARE.replace("0.5", "1"))
+    recipe = parse_recipe(DARE.replace("0.5", "1") + "parameters: {weight: 1}\n")
     assert is_mergekits(recipe) and list(differences(recipe)) == []
 
 
@@ -54,6 +54,29 @@ def test_every_kind_of_difference() -> None:
     assert "mergekit writes float32" in " / ".join(differences(parse_recipe(fusion)))
     linear = "merge_method: linear\nmodels: [u/a, u/b]\nparameters: {weight: 1}\n"
     assert "come from the first model" in " / ".join(differences(parse_recipe(linear)))
+
+
+@pytest.mark.parametrize(
+    ("models", "told"),
+    [
+        ("models: [u/a, u/b]\n", True),
+        ("models: [{model: u/a, parameters: {weight: 1}}, u/b]\n", True),
+        ("models: [u/base, {model: u/a, parameters: {weight: 1}}]\n", False),
+        ("models: [u/a, u/b]\nparameters: {weight: [0, 1]}\n", False),
+        ("slices: [{sources: [u/base, u/a], parameters: {weight: 1}}, {sources: [u/base, u/a]}]\n", True),
+        ("slices: [{sources: [u/base, {model: u/a, parameters: {weight: 1}}]}]\n", False),
+    ],
+)
+def test_a_model_without_weight(models: str, told: bool) -> None:
+    """mergekit 0.1.5: RuntimeError, missing required parameter weight."""
+    recipe = parse_recipe(f"merge_method: ties\nbase_model: u/base\n{models}")
+    assert told == any("wants one for each" in one for one in differences(recipe))
+
+
+@pytest.mark.parametrize(("last", "told"), [("[u/a]", False), ("[u/a, u/b]", True)])
+def test_a_last_slice_with_more_sources_than_the_first(last: str, told: bool) -> None:
+    text = f"merge_method: linear\nparameters: {{weight: 1}}\nslices: [{{sources: [u/a]}}, {{sources: {last}}}]\n"
+    assert told == any("the last norm and the head" in one for one in differences(parse_recipe(text)))
 
 
 def test_a_recipe_that_mergekit_does_not_read() -> None:
