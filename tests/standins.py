@@ -93,3 +93,14 @@ def lora(make: Maker) -> Callable[[Path, Sequence[str]], None]:
             adapters.make_adapter(base, root / name, seed=seed, r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
 
     return write
+
+
+def of_other_tokens(make: Maker) -> Callable[[Path, Sequence[str]], None]:
+    """A base and models of it; the first of those has other tokens with the ids 2 and 3."""
+
+    def write(root: Path, names: Sequence[str]) -> None:
+        of_one_base(make, names[0])(root, names)
+        for name in names:
+            scored.make_tokenizer(root / name, *(("<|user|>", "<|end|>") if name == names[1] else ("[BEGIN]", "[END]")))
+
+    return write

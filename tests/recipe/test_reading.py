@@ -103,6 +103,8 @@ def test_misspelt_parameters() -> None:
     assert problems("merge_method: average\nmodels: [u/a]\nparameters: {weight: 1}") == [
         "line 3: unknown parameter 'weight' (known: none)"
     ]
+    both = GOOD.replace("- u/b", "- {model: u/b, parameters: {aplha: 1}}")
+    assert len(problems(both + "parameters: {alhpa: 0.5}\n")) == 2
 
 
 def test_keys_of_mergekit_are_refused_by_name() -> None:
