@@ -205,7 +205,7 @@ def again(plan: Plan) -> str:
     if plan.continues and plan.continues.inexact:
         return f"It was made in several merges, and the recipe in one gives something else: {plan.continues.inexact}."
     tokenizer = plan.recipe.tokenizer_ref
-    refs = [source.ref for source in (plan.donor, *plan.merged_models)] + ([tokenizer] if tokenizer else [])
+    refs = [source.ref for source in (*plan.sources, *plan.merged_models)] + ([tokenizer] if tokenizer else [])
     if not any(ref.local for ref in refs):
         return f"Every model is named at the commit that was merged: `dopkit run {receipt.RECIPE_FILE}` makes it again."
     return "Some of the sources are local folders: only who has them can make it again."

@@ -12,6 +12,7 @@ from typing import Any
 from dopkit import assembly, card, heads, publishing, receipt, skeleton, state, verification
 from dopkit.checkpoints import Checkpoint
 from dopkit.engine import Engine
+from dopkit.engine.companions import Companions, Sizes
 from dopkit.engine.outputs import Outputs
 from dopkit.engine.scaling import Norms, Scaler, measure, number, unscaled_folder
 from dopkit.measure import peak_resident_bytes, resident_bytes
@@ -30,8 +31,12 @@ class Earlier:
     take_along: Callable[[Path], None]  # puts into the working folder what belongs to the earlier models
 
 
-def merge(prepared: Prepared, progress: Progress, options: Options, earlier: Earlier | None = None) -> receipt.Receipt:
-    """Make the folder of an accepted plan. Raises MergeError, OutputError, HubError, VerificationError."""
+def merge(
+    prepared: Prepared, progress: Progress, options: Options, earlier: Earlier | None = None, sizes: Sizes = ()
+) -> receipt.Receipt:
+    """Make the folder of an accepted plan; ``sizes`` are those of what is read beside the models.
+
+    Raises MergeError, OutputError, HubError, VerificationError."""
     before = resident_bytes()
     output, made, sources = prepared.output, prepared.plan, prepared.sources
     folder = output.prepare()
@@ -51,7 +56,9 @@ def merge(prepared: Prepared, progress: Progress, options: Options, earlier: Ear
         kept = earlier.state() if earlier and earlier.state else None
         if kept:
             stack.callback(kept.close)
-        Engine(made, sources.donor, sources.models, outputs, prepared.devices, progress, kept).run()
+        companions = Companions(sources.companions, sizes)
+        engine = Engine(made, sources.donor, sources.models, outputs, prepared.devices, progress, kept, companions)
+        engine.run()
         norms = measure(outputs)
         if norms is not None:
             Scaler(outputs, sources.donor, folder, progress).run(norms)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dopkit import hub, refs, skeleton
-from dopkit.checkpoints import AdapterCheckpoint, Checkpoint, IsAdapter, OnlyPickles, Shelf, base_named
+from dopkit.checkpoints import AdapterCheckpoint, Checkpoint, IsAdapter, OnlyPickles, Shelf, base_named, open_beside
 from dopkit.checkpoints.files import module_weights
 from dopkit.errors import CheckpointError, DopkitError, Problem
 from dopkit.planning import Adapted, Source
@@ -53,6 +53,41 @@ def open_all(
         except DopkitError as error:
             problems += error.as_problems()
     return {ref: shelf.latest(checkpoint) for ref, checkpoint in opened.items()}, problems
+
+
+def open_companions(
+    recipe: Recipe,
+    pins: Mapping[ModelRef, ModelRef],
+    models: Mapping[ModelRef, Checkpoint],
+    progress: Progress,
+    download: bool,
+) -> tuple[dict[ModelRef, Checkpoint], list[Problem]]:
+    """The same for what is read beside the models, of which those in ``models`` are open."""
+    opened: dict[ModelRef, Checkpoint] = {}
+    problems: list[Problem] = []
+    by_key = {ref.key: checkpoint for ref, checkpoint in models.items()}
+    for entry in recipe.models:
+        model = by_key.get(entry.model.key)
+        for ref in entry.companions.values():
+            if ref in opened:
+                continue
+            try:
+                opened[ref] = _open_companion(pins.get(ref) or hub.pin(ref), model, progress, download)
+            except DopkitError as error:
+                problems += error.as_problems()
+    return opened, problems
+
+
+def _open_companion(ref: ModelRef, model: Checkpoint | None, progress: Progress, download: bool) -> Checkpoint:
+    config = model.config if model else None
+    try:
+        return open_beside(ref, config)
+    except OnlyPickles as unread:
+        if not download or _no_room({ref: unread}):
+            raise
+        progress.note(f"{ref.short}: downloading {unread.size} before it can be planned")
+        unread.fetch()
+        return open_beside(ref, config)
 
 
 class _Shelf(Shelf):
@@ -177,6 +212,20 @@ def _of_backbone(model: Model, canonical: str) -> bool:
 
 def _tower(whole: Checkpoint, config: Mapping[str, Any], headless: bool) -> skeleton.Skeleton:
     return skeleton.build_tower(whole.config, config, _shapes(whole), headless)
+
+
+def look_at_companions(
+    companions: Mapping[ModelRef, Checkpoint], models: Mapping[ModelRef, Model], recipe: Recipe
+) -> list[dict[str, Model]]:
+    """What is read beside each of the recipe's models, by parameter: its tensors named as those of the model are."""
+    found = []
+    for entry in recipe.models:
+        model = models[entry.model]
+        config = models[recipe.donor].config if model.skeleton.fallback else model.config
+        found.append({
+            name: _look_at(companions[ref], config, recipe.headless) for name, ref in entry.companions.items()
+        })  # fmt: skip
+    return found
 
 
 def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:

@@ -35,7 +35,7 @@ def _pinned(ref: ModelRef, pins: dict[str, Any], bases: dict[str, Any]) -> Model
     own, adapter = _at(ref.without_adapter, pins), ref.adapter and _at(ref.adapter, pins)
     if own is None or (ref.adapter is not None and adapter is None):
         return None
-    if ref.adapter is None and ref.text in bases:  # an adapter that was named alone
+    if ref.adapter is None and not ref.part and ref.text in bases:  # an adapter that was named alone
         base = refs.parse(str(bases[ref.text]), Path())
         return base.with_adapter(own) if base.pinned else None
     return own if adapter is None else own.with_adapter(adapter)
@@ -50,8 +50,7 @@ def _at(ref: ModelRef, pins: dict[str, Any]) -> ModelRef | None:
 
 def to_remember(recipe: Recipe, pinned: Recipe) -> dict[str, Any]:
     """What the journal of a merge says of its refs. ``recipe`` is as it was given, its order drawn."""
-    given = [recipe.donor, *(entry.model for entry in recipe.models)]
-    now = [pinned.donor, *(entry.model for entry in pinned.models)]
+    given, now = _in_order(recipe), _in_order(pinned)
     if recipe.tokenizer_ref is not None and pinned.tokenizer is not None and pinned.tokenizer.model is not None:
         given, now = [*given, recipe.tokenizer_ref], [*now, pinned.tokenizer.model]
     pins: dict[str, str | None] = {}
@@ -64,6 +63,12 @@ def to_remember(recipe: Recipe, pinned: Recipe) -> dict[str, Any]:
                 bases[ref.text] = pin.without_adapter.text
         pins |= {one.text: two.revision for one, two in parts if one and two and one.repo and not one.pinned}
     return {_RECIPE: _digest(recipe), _PINS: pins, **({_BASES: bases} if bases else {})}
+
+
+def _in_order(recipe: Recipe) -> list[ModelRef]:
+    """Every ref in every place, in one order whatever they are pinned to."""
+    beside = [ref for entry in recipe.models for _, ref in sorted(entry.companions.items())]
+    return [recipe.donor, *(entry.model for entry in recipe.models), *beside]
 
 
 def _digest(recipe: Recipe) -> str:

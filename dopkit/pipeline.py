@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dopkit import adapting, publishing, receipt, steps
 from dopkit.assessment import Assessment, assess, check_tasks
+from dopkit.engine.companions import measure
 from dopkit.errors import OutputError, PlanError, Problem
 from dopkit.merging import Earlier, merge
 from dopkit.planning import Plan
@@ -98,10 +99,11 @@ def finish(
     fetch(prepared, progress)
     try:
         compare_values(prepared, related)
+        sizes = measure(made, prepared.sources.companions, progress)
     except PlanError:
         output.discard_untouched()
         raise
-    return Result(output.path, made, merge(prepared, progress, options, earlier))
+    return Result(output.path, made, merge(prepared, progress, options, earlier, sizes))
 
 
 def assessed(result: Result, options: Options, progress: Progress) -> Result:

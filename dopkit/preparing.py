@@ -93,9 +93,9 @@ def prepare(
         obstacles.append(Problem("", "scoring needs the weights, and --stream --push-to-hub leaves none here", remedy))
     if options.push:
         # The model that a merge goes on from is no source of the result, those that are in it are.
-        merged = (
-            (*continues.recipe.refs, *(entry.model for entry in recipe.models[1:])) if continues else recipe.all_refs
-        )
+        before = (*continues.recipe.refs, *continues.recipe.companions) if continues else ()
+        merged = (*before, *(entry.model for entry in recipe.models[1:]), *recipe.companions) if continues else ()
+        merged = merged or recipe.all_refs
         obstacles += publishing.obstacles(merged, options.push.by_default(recipe.repo_id))
     with open_sources(
         recipe,
@@ -125,7 +125,7 @@ def fetch(prepared: Prepared, progress: Progress) -> None:
     if prepared.plan.download_bytes and not prepared.plan.streamed:
         prepared.open_journal().close()  # remembers the commits, should the download break and a branch move
         progress.stage("downloading")
-    for checkpoint in prepared.sources.distinct:
+    for checkpoint in prepared.sources.read:
         checkpoint.fetch()
 
 

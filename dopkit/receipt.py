@@ -117,6 +117,7 @@ class _Shape(_Strict):
 
     base: _SourceShape | None
     models: list[_SourceShape]
+    companions: list[_SourceShape] = []
     run: _RunShape
     verified: dict[str, str]
     versions: dict[str, str]
@@ -151,6 +152,7 @@ def make(
         "parameters": plan.recipe.parameters.in_force(),
         "base": None if plan.recipe.base_model is None else _source(plan.donor),
         "models": [_source(source) for source in plan.merged_models],
+        "companions": [*(earlier.get("companions", []) if earlier else []), *_companions(plan)],
         "merged_before": plan.continues.step if plan.continues else 0,
         "scale": scale,
         "steps": [step for step in plan.written_steps if step != plan.last_step],
@@ -229,6 +231,15 @@ def objective(receipt: Receipt) -> str | None:
 
 def _source(source: Any) -> dict[str, Any]:
     return {"model": source.ref.text, "identity": source.identity, "bytes": source.nbytes}
+
+
+def _companions(plan: Plan) -> list[dict[str, Any]]:
+    """What was read beside the models: of which one, by which parameter, and what it is."""
+    return [
+        {"of": model.ref.text, "parameter": parameter, **_source(source)}
+        for model, own in zip(plan.models, plan.companions, strict=False)
+        for parameter, source in own.items()
+    ]
 
 
 def _tensor(entry: Mapping[str, Any], role: str, before: Mapping[str, Any] | None) -> dict[str, Any]:

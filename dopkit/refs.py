@@ -28,6 +28,7 @@ class ModelRef:
     revision: str | None = None
     folder: Path | None = None  # absolute
     adapter: ModelRef | None = None
+    part: str = ""  # not the model that is there, but the tensors beside it that this parameter of a method names
 
     def __str__(self) -> str:
         return self.text
@@ -46,7 +47,8 @@ class ModelRef:
     def key(self) -> tuple[str, ...]:
         """Equal for two spellings of one model."""
         place = str(self.folder) if self.folder is not None else f"{self.repo}@{self.revision or 'main'}"
-        return (place,) if self.adapter is None else (place, *self.adapter.key)
+        own = (place, "", self.part) if self.part else (place,)
+        return own if self.adapter is None else (*own, *self.adapter.key)
 
     @property
     def short(self) -> str:

@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from dopkit import skeleton, vocabulary
 from dopkit.checkpoints import Checkpoint
 from dopkit.errors import PlanError, Problem, count
-from dopkit.opening import look_at_all, merged_twice, open_all, pin_tokenizer
+from dopkit.opening import (
+    look_at_all,
+    look_at_companions,
+    merged_twice,
+    open_all,
+    open_companions,
+    pin_tokenizer,
+)
 from dopkit.planning import Plan
 from dopkit.planning.building import Room, Wanted, build
 from dopkit.planning.matching import Model
@@ -28,12 +35,19 @@ class Sources:
     plan: Plan
     donor: Checkpoint
     models: Sequence[Checkpoint]  # in merge order
+    companions: Sequence[Mapping[str, Checkpoint]]  # what is read beside each model, by parameter
     donor_model: Model  # with the config of the result where slices give that other layers
 
     @property
     def distinct(self) -> list[Checkpoint]:
         """Each model once, the donor first."""
         return list(dict.fromkeys([self.donor, *self.models]))
+
+    @property
+    def read(self) -> list[Checkpoint]:
+        """Those, and what is read beside them."""
+        beside = (checkpoint for companions in self.companions for checkpoint in companions.values())
+        return list(dict.fromkeys([*self.distinct, *beside]))
 
 
 @contextmanager
@@ -57,21 +71,25 @@ def open_sources(
     recipe = recipe.drawn()
     with ExitStack() as stack:
         opened, problems = open_all(recipe, pins or {}, progress, download and not obstacles)
-        problems += obstacles
-        for checkpoint in opened.values():
+        beside, more = open_companions(recipe, pins or {}, opened, progress, download and not (obstacles or problems))
+        problems += [*more, *obstacles]
+        for checkpoint in (*opened.values(), *beside.values()):
             stack.callback(checkpoint.close)
-        if len(opened) < len(recipe.refs):  # without every header there is nothing to compare
+        wanting = len(opened) < len(recipe.refs) or len(beside) < len(recipe.companions)
+        if wanting:  # without every header there is nothing to compare
             raise PlanError(f"cannot merge: {count(len(problems), 'problem')}", problems)
-        refs = {ref: checkpoint.ref for ref, checkpoint in opened.items()}
+        refs = {ref: checkpoint.ref for ref, checkpoint in (opened | beside).items()}
         recipe = recipe.with_refs({**refs, **pin_tokenizer(recipe, pins or {})})
         problems += merged_twice(recipe)
         checkpoints = {checkpoint.ref: checkpoint for checkpoint in opened.values()}
         aligned = vocabulary.align(recipe, checkpoints, look_at_all(checkpoints, recipe))
+        checkpoints |= {checkpoint.ref: checkpoint for checkpoint in beside.values()}
         models, problems = aligned.models, problems + aligned.problems
+        companions = look_at_companions(checkpoints, models, recipe)
         in_order = [entry.model for entry in recipe.models]
         planned = [models[ref] for ref in in_order]
         donor, notes = models[recipe.donor], aligned.notes
-        plan = build(recipe, donor, planned, room, max_shard_size, seed, problems, stream, wanted, notes)
+        plan = build(recipe, donor, planned, room, max_shard_size, seed, problems, stream, wanted, notes, companions)
         donor = _with_layers(donor, plan)
         if plan.streamed:
             checkpoints = {ref: checkpoint.streamed() for ref, checkpoint in checkpoints.items()}
@@ -81,7 +99,8 @@ def open_sources(
         for checkpoint in checkpoints.values():
             stack.callback(checkpoint.close)
         in_hand = [checkpoints[ref] for ref in in_order]
-        yield Sources(plan, checkpoints[recipe.donor], in_hand, donor)
+        also = [{name: checkpoints[ref] for name, ref in entry.companions.items()} for entry in recipe.models]
+        yield Sources(plan, checkpoints[recipe.donor], in_hand, also, donor)
 
 
 def _with_layers(donor: Model, plan: Plan) -> Model:

@@ -100,3 +100,15 @@ def test_a_tokenizer_is_remembered_as_well(tmp_path: Path) -> None:
     assert facts["pins"] == {"org/e0": OLD, "org/e1@v1": OLD, "org/words": OLD}
     found = pinning.remembered(recipe, begin(tmp_path, facts))
     assert recipe.tokenizer_ref is not None and str(found[recipe.tokenizer_ref]) == f"org/words@{OLD}"
+
+
+def test_what_is_read_beside_a_model_keeps_its_commit(tmp_path: Path) -> None:
+    text = "merge_method: fisher\nmodels:\n- {model: org/e0, parameters: {fisher: org/e0}}\n"
+    text += "- {model: org/e1, parameters: {fisher: org/f1@v1}}\n"
+    recipe = parse(text)
+    pinned = recipe.with_refs({ref: ref.at(OLD) for ref in recipe.all_refs})
+    facts = pinning.to_remember(recipe, pinned)
+    assert facts["pins"] == {"org/e0": OLD, "org/e1": OLD, "org/f1@v1": OLD}
+    found = pinning.remembered(parse(text), begin(tmp_path, facts))
+    assert recipe.with_refs(found) == pinned
+    assert [str(ref) for ref in pinned.companions] == [f"org/e0@{OLD}", f"org/f1@{OLD}"]

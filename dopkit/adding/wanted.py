@@ -107,8 +107,10 @@ def _own_folder(old: EarlierMerge) -> Path:
 
 def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str, Any]) -> tuple[ModelEntry, ...]:
     """The new models as entries of the recipe. Raises RecipeError for what cannot be one, or is not new."""
-    problems = []
+    problems: list[Problem] = []
     entries: list[ModelEntry] = []
+    own = {name: value for name, value in parameters.items() if name not in old.recipe.parameters.companions}
+    companions = _companions({name: value for name, value in parameters.items() if name not in own}, problems)
     there = {entry.model.key: number for number, entry in enumerate(old.recipe.models, start=1)}
     for text in experts:
         try:
@@ -126,8 +128,8 @@ def _entries(old: EarlierMerge, experts: Sequence[str], parameters: Mapping[str,
         elif ref.key in there:
             problems.append(Problem(text, f"is in {old.ref.short} already: its model {there[ref.key]}"))
         there[ref.key] = len(there) + 1
-        entries.append(ModelEntry(model=ref, parameters=dict(parameters)))
-    problems += _parameter_problems(old.recipe, parameters)
+        entries.append(ModelEntry(model=ref, parameters=own, companions=companions))
+    problems += _parameter_problems(old.recipe, parameters, len(experts))
     if problems:
         raise RecipeError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)
     return tuple(entries)
@@ -140,6 +142,10 @@ def _growth_problems(old: EarlierMerge, more: int, from_experts: bool) -> list[P
         return [Problem("", f"{old.ref.short} was put together from slices of layers, so nothing can be added to it")]
     if most is not None and len(old.recipe.models) + more > most:
         return [Problem("", f"{method.name} takes {count(most, 'model')}, and {old.ref.short} holds them")]
+    if method.needs_state and not old.state.kept and not from_experts:
+        what = f"{method.name} goes on from sums over the earlier models, and {old.ref.short} does not hold them"
+        remedy = "Read the earlier models again with --from-experts. `dopkit run --keep-state` keeps the sums."
+        return [Problem("", what, remedy)]
     others = [one.method for one in old.recipe.overrides if not one.method.grows]
     method = others[0] if others else method
     if not method.grows and not from_experts:
@@ -159,8 +165,26 @@ def _made_of_all(tokenizer: TokenizerSettings | None, base: ModelRef | None) -> 
     return tokenizer is not None and (tokenizer.source != "base" or base is None or bool(tokenizer.tokens))
 
 
-def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any]) -> list[Problem]:
-    """What keeps these from being parameters of a single model."""
+def _companions(named: Mapping[str, Any], problems: list[Problem]) -> dict[str, ModelRef]:
+    """What parameters name that is read beside the new model, and problems."""
+    found = {}
+    for name, value in named.items():
+        try:
+            found[name] = replace(refs.parse(str(value), Path()), part=name)
+        except ValueError as error:
+            problems.append(Problem(name, str(error)))
+    return found
+
+
+def _parameter_problems(recipe: Recipe, parameters: Mapping[str, Any], models: int) -> list[Problem]:
+    """What keeps these from being parameters of a single model, of which so many are new."""
+    kind = recipe.method.parameters
+    if missing := sorted(kind.required - parameters.keys() - recipe.parameters.given().keys()):
+        return [Problem(name, f"is missing: {recipe.method.name} needs one for every model", f"Say --set {name}=...")
+                for name in missing]  # fmt: skip
+    if models > 1 and kind.companions:
+        what = f"each model has a {', '.join(sorted(kind.companions))} of its own"
+        return [Problem("", what, "Add one model after another.")]
     allowed = sorted(recipe.method.parameters.per_model)
     outside = [key for key in parameters if key not in allowed]
     if outside:

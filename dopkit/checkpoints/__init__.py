@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dopkit.checkpoints.adapter import AdapterCheckpoint, base_named, open_adapter
+from dopkit.checkpoints.beside import open_beside
 from dopkit.checkpoints.checkpoint import Checkpoint
 from dopkit.checkpoints.files import IsAdapter
 from dopkit.checkpoints.folder import open_folder
@@ -11,7 +12,10 @@ from dopkit.checkpoints.repository import open_repository
 from dopkit.checkpoints.shared import Shared
 from dopkit.refs import ModelRef
 
-__all__ = ["AdapterCheckpoint", "Checkpoint", "IsAdapter", "OnlyPickles", "Shelf", "base_named", "open_checkpoint"]
+__all__ = [
+    "AdapterCheckpoint", "Checkpoint", "IsAdapter", "OnlyPickles", "Shelf", "base_named", "open_beside",
+    "open_checkpoint",
+]  # fmt: skip
 
 
 def open_checkpoint(ref: ModelRef) -> Checkpoint:

@@ -84,14 +84,14 @@ def open_folder(ref: ModelRef, folder: Path, wanted: files.Names = files.MODEL) 
 
     specs = read_specs(names, str(ref), lambda file: files.read_text(paths[file], str(ref)), read_header, wanted)
     weight_files = sorted(digests)
-    facts = [part for file in weight_files for part in (file.encode(), digests[file], _samples(paths[file]))]
+    facts = [part for file in weight_files for part in (file.encode(), digests[file], samples(paths[file]))]
     identity = "sampled:" + hashlib.sha256(b"\0".join(facts)).hexdigest()
     times = "".join(f":{paths[file].stat().st_mtime_ns}" for file in weight_files)
     pickled = any(spec.offset < 0 for spec in specs.values())
     return FolderCheckpoint(ref, folder, pickles if pickled else safetensors, specs, identity, identity + times)
 
 
-def _samples(path: Path) -> bytes:
+def samples(path: Path) -> bytes:
     """Some bytes from all over a file: enough to tell one model from another without reading it all."""
     size = path.stat().st_size
     with path.open("rb") as stream:

@@ -108,14 +108,11 @@ class PickledFiles:
     def header(self, file: str) -> dict[str, TensorSpec]:
         """The tensors of one file. Raises CheckpointError when it is no plain mapping of names to tensors."""
         path = self._paths[file]
-        return {name: _spec(name, tensor, file, path) for name, tensor in self._mapping(file).items()}
+        return {name: pickled_spec(name, tensor, file, path) for name, tensor in self._mapping(file).items()}
 
     def read(self, spec: TensorSpec, rows: tuple[int, int] | None) -> torch.Tensor:
-        """See ``Checkpoint.read``. What comes back is a copy: tensors of a pickle may share their storage."""
-        start, stop = _checked(spec, rows)
-        tensor = self._mapping(spec.file)[spec.name]
-        part = tensor[start:stop] if spec.shape else tensor
-        return part.clone(memory_format=torch.contiguous_format)
+        """See ``Checkpoint.read``."""
+        return copied(spec, self._mapping(spec.file)[spec.name], rows)
 
     def _mapping(self, file: str) -> dict[str, torch.Tensor]:
         with self._lock:
@@ -138,9 +135,17 @@ def _checked(spec: TensorSpec, rows: tuple[int, int] | None) -> tuple[int, int]:
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    state = load_pickled(path)
+    if not isinstance(state, dict):
+        raise _refused(path, f"it holds a {type(state).__name__}, not a mapping of names to tensors", _RESAVE)
+    return {_name(name, value, path): value.detach() for name, value in state.items()}
+
+
+def load_pickled(path: Path) -> Any:
+    """What ``torch.save`` wrote: mapped tensors, and plain data around them. No code is run. Raises CheckpointError."""
     try:
         _check_format(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except OSError as error:
         raise _unreadable(path, error) from error
     except CheckpointError:
@@ -150,9 +155,6 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
         reasons = [line for line in str(error).splitlines() if "GLOBAL" in line or "nsupported" in line]
         what = "it holds more than tensors" + (f" ({reasons[0].strip()})" if reasons else "")
         raise _refused(path, what, _RESAVE) from error
-    if not isinstance(state, dict):
-        raise _refused(path, f"it holds a {type(state).__name__}, not a mapping of names to tensors", _RESAVE)
-    return {_name(name, value, path): value.detach() for name, value in state.items()}
 
 
 _RESAVE = "Save the model again as safetensors, from a source that you trust."
@@ -185,7 +187,15 @@ def _name(name: Any, value: Any, path: Path) -> str:
     return name
 
 
-def _spec(name: str, tensor: torch.Tensor, file: str, path: Path) -> TensorSpec:
+def copied(spec: TensorSpec, tensor: torch.Tensor, rows: tuple[int, int] | None) -> torch.Tensor:
+    """A copy of a mapped tensor or some of its rows: tensors of a pickle may share their storage. Raises IndexError."""
+    start, stop = _checked(spec, rows)
+    part = tensor[start:stop] if spec.shape else tensor
+    return part.clone(memory_format=torch.contiguous_format)
+
+
+def pickled_spec(name: str, tensor: torch.Tensor, file: str, path: Path) -> TensorSpec:
+    """What a mapped tensor is, out of the ``file`` of a model. Raises CheckpointError for a dtype nobody knows."""
     dtype = _TORCH_NAMES.get(str(tensor.dtype))
     if dtype is None:
         raise _refused(path, f"{name} has dtype {tensor.dtype}, which dopkit does not know")

@@ -39,6 +39,7 @@ def methods(name: str | None, as_json: bool) -> None:
         click.echo("It has no parameters.")
     for key, field in fields.items():
         model = "  (also per model)" if key in method.parameters.per_model else ""
+        model = "  (of each model)" if key in method.parameters.companions else model
         default = "required" if field.get("default") is None else f"= {_yaml(field['default'])}"
         click.echo(f"{key} {default}   {_allowed(field)}{model}")
         click.echo(textwrap.fill(field.get("description", ""), 96, initial_indent="    ", subsequent_indent="    "))

@@ -63,6 +63,8 @@ def _sources(made: Any) -> None:
     for step, source in enumerate(made.models, made.first_step):
         label = f"1-{step}" if made.continues and 1 < step == made.first_step else str(step)
         rows.append((label, source.ref.short, show_size(source.nbytes)))
+        for parameter, beside in made.companions[step - made.first_step].items() if made.companions else ():
+            rows.append(("", f"  {parameter}: {beside.ref.short}", show_size(beside.nbytes)))
     click.echo(f"{made.recipe.merge_method}: {made.recipe.method.summary}")
     click.echo(table(rows, right=(2,)) + "\n")
     if made.continues:
@@ -163,6 +165,7 @@ def as_data(made: Any) -> dict[str, Any]:
         "method": made.recipe.merge_method,
         "base": made.donor.ref.text if made.recipe.base_model else None,
         "models": [source.ref.text for source in made.models],
+        "companions": [{name: beside.ref.text for name, beside in own.items()} for own in made.companions],
         "continues": made.continues and _continues(made.continues),
         "tensors": [
             {"name": job.name, "canonical": job.canonical, "shape": list(job.shape), "dtype": job.dtype}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +20,7 @@ from dopkit.device import Devices
 from dopkit.engine import scaling
 from dopkit.engine.announcing import Read, announce, requests
 from dopkit.engine.blame import Input, check_finite, explained
+from dopkit.engine.companions import Companions, check
 from dopkit.engine.outputs import Outputs, Sink
 from dopkit.engine.pipes import ReadAhead, WriteBehind
 from dopkit.engine.scaling import scaled, squares
@@ -49,6 +51,7 @@ class Engine:
         devices: Devices,
         progress: Progress,
         state: Checkpoint | None = None,
+        companions: Companions | None = None,
     ) -> None:
         self._plan = plan
         self._donor = donor
@@ -57,6 +60,7 @@ class Engine:
         self._devices = devices
         self._progress = progress
         self._state = state
+        self._companions = companions or Companions()
         self._model_names = told_apart([source.ref.name for source in plan.merged_models])
 
     def run(self) -> None:
@@ -73,7 +77,8 @@ class Engine:
         except BaseException:
             # What was handed over is good and worth keeping; the error in hand is the one to tell.
             _quietly_close(behind)
-            for checkpoint in (self._donor, *self._models):
+            beside = [checkpoint for own in self._companions.checkpoints for checkpoint in own.values()]
+            for checkpoint in (self._donor, *self._models, *beside):
                 checkpoint.close()  # a read under way must not hold us up
             raise
         else:
@@ -96,8 +101,9 @@ class Engine:
             for part in self._packed(job):
                 assert self._state is not None
                 yield self._state, state_name(job, part)
-            models = [(self._models[one.model], one.name) for one in job.inputs]
-            yield from models[1:] if self._packed(job) else models
+            for one in job.inputs[1:] if self._packed(job) else job.inputs:
+                yield self._models[one.model], one.name
+                yield from self._companions.of(job, one)
 
     def _packed(self, job: TensorJob) -> list[str]:
         """The tensors of the state that the job's fold goes on from; none when it begins with a model."""
@@ -198,7 +204,7 @@ class _Work:
                 if context.step == first:
                     state = self._begin(fold, base, context)
                 else:
-                    state = fold.step(state, self._next_model(base, context.step), context)
+                    state = fold.step(state, self._next_model(base, context.step), self._beside(context))
             except MergeError as error:
                 raise explained(self._job, self._engine._inputs(self._job), error) from error
             if (step := context.step + skipped) in self._outputs.models:
@@ -211,7 +217,7 @@ class _Work:
         """The state after the first model, or after all that were merged before."""
         continues = self._plan.continues
         if continues is None:
-            return fold.start(base, self._next_model(base, context.step), context)
+            return fold.start(base, self._next_model(base, context.step), self._beside(context))
         if parts := self._engine._packed(self._job):
             packed = {part: next(self._ahead).to(self._device) for part in parts}
             if not all(bool(torch.isfinite(tensor).all()) for tensor in packed.values()):
@@ -230,6 +236,16 @@ class _Work:
             assert base is not None, "what is scaled has a base"
             self._tasks[step - self._plan.last_step - 1] += squares(base, model)  # counted from the last one
         return model
+
+    def _beside(self, context: Context) -> Context:
+        """The context with what is read beside the model."""
+        engine, rule = self._engine, self._job.rule
+        if not rule.companions:
+            return context
+        one = self._job.inputs[context.step - self._plan.first_step]
+        beside = zip(rule.companions, engine._companions.of(self._job, one), strict=True)
+        tensors = {part: self._up(check(*source, next(self._ahead))) for part, source in beside}
+        return replace(context, companions=tensors, sizes=engine._companions.size(one))
 
     def _write(self, step: int, base: torch.Tensor | None, merged: torch.Tensor) -> None:
         """The result after a step, scaled if that can be done now."""

@@ -21,6 +21,8 @@ def check_finite(job: TensorJob, merged: torch.Tensor, inputs: Iterable[Input]) 
 
 def explained(job: TensorJob, inputs: Iterable[Input], error: MergeError | None) -> MergeError:
     """Say which inputs hold NaN or infinity; if none does, the merge or the cast made it."""
+    if error is not None and error.problems:
+        return MergeError(f"cannot merge {job.name} ({job.rule.name})", error.problems)  # it says itself
     problems = []
     for checkpoint, name in inputs:
         # A tensor of a kept state has a shape of its own.

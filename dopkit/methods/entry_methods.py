@@ -7,8 +7,19 @@ from typing import Any
 
 from dopkit.methods import delta_parameters as deltas
 from dopkit.methods.continual_parameters import MagMaxParameters
+from dopkit.methods.fisher_parameters import FisherParameters
 from dopkit.methods.interpolation_parameters import LinearParameters
-from dopkit.methods.mergekit_rules import BREADCRUMBS, DARE, DELLA, DELLA_VECTOR, LINEAR, LINEAR_SUM, RAM, TASK_MEAN
+from dopkit.methods.mergekit_rules import (
+    BREADCRUMBS,
+    DARE,
+    DELLA,
+    DELLA_VECTOR,
+    FISHER,
+    LINEAR,
+    LINEAR_SUM,
+    RAM,
+    TASK_MEAN,
+)
 from dopkit.methods.parameters import AverageParameters, Parameters
 from dopkit.methods.rule import Method, Rule, Shape
 from dopkit.methods.rules import MAGMAX, MEAN, TASK_ARITHMETIC, TIES
@@ -26,6 +37,11 @@ def always(rule: Rule) -> RuleFor:
 def _linear(parameters: Parameters, name: str, role: Role, shape: Shape) -> Rule:
     assert isinstance(parameters, LinearParameters)
     return LINEAR if parameters.normalize else LINEAR_SUM
+
+
+def _normalized(parameters: Parameters) -> bool:
+    assert isinstance(parameters, FisherParameters)
+    return parameters.normalize
 
 
 def _sum_of(rules: Mapping[str, Rule], vectors: Mapping[str, Rule] | None = None) -> RuleFor:
@@ -79,6 +95,19 @@ METHODS = (
         needs_base=False,
         ordered=False,
         family=SUMS,
+    ),
+    Method(
+        name="fisher",
+        summary="the mean of the models, every weight counted as much as it matters to its model",
+        parameters=FisherParameters,
+        rule_for=always(FISHER),
+        paper="Matena and Raffel, Merging Models with Fisher-Weighted Averaging, NeurIPS 2022, "
+        "https://arxiv.org/abs/2111.09832",
+        needs_base=False,
+        ordered=False,
+        family=SUMS,
+        needs_state=True,
+        measures=_normalized,
     ),
     _on_tasks(
         "task_arithmetic", "the base plus the weighted sum of the task vectors", deltas.TaskArithmeticParameters,

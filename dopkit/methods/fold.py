@@ -6,7 +6,7 @@ A method sees tensors and parameters. It does not know files, models, devices or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dopkit.roles import Role
@@ -35,6 +35,10 @@ class Context:
     tensor: str = ""  # the canonical name
     model: str = ""
     offset: int = 0  # of the part's first element in the flattened tensor
+    # Beside the model being folded in, by parameter (``Rule.companions``): the same part of each companion, which
+    # belongs to the fold and is nowhere negative; and its root mean square over the whole model (``Method.measures``).
+    companions: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def so_far(self) -> tuple[Parameters, ...]:

@@ -26,6 +26,10 @@ LINEAR = Rule(
     state=_tensors("first", "total"), resumes=True,
 )  # fmt: skip
 LINEAR_SUM = Rule("weighted sum", "dopkit.methods.linear:WeightedSum", Cut.BLOCKS, False, copies(3), elementwise_effort)
+FISHER = Rule(
+    "fisher", "dopkit.methods.fisher:Fisher", Cut.BLOCKS, False, copies(4), elementwise_effort,
+    state=_tensors("merged", "total"), companions=("fisher",),
+)  # fmt: skip
 TASK_MEAN = Rule(
     "mean task vector", "dopkit.methods.task_arithmetic:TaskMean", Cut.BLOCKS, True, copies(4), elementwise_effort,
     state=_tensors("total"), resumes=True,

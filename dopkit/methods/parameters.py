@@ -26,6 +26,8 @@ class Parameters(BaseModel):
     per_model: ClassVar[frozenset[str]] = frozenset()
     # Those of them that have no default: each model needs one, its own or the recipe's. None until then.
     required: ClassVar[frozenset[str]] = frozenset()
+    # Those of them that name a file or repository with a tensor for each of the model's: see ``Rule.companions``.
+    companions: ClassVar[frozenset[str]] = frozenset()
     # Those that are one for the whole model: no filter, slice or layer has its own.
     whole_model: ClassVar[frozenset[str]] = frozenset({"scale", "exclude"})
 

@@ -52,6 +52,8 @@ class Rule:
     resumes: bool = False
     # Whether the code is a Joint: then each model is one more copy of the part, beside the working bytes.
     joint: bool = False
+    # The parameters whose tensors a fold reads beside each model's own, in ``Context.companions``.
+    companions: tuple[str, ...] = ()
 
     def load(self) -> Fold:
         """Import the code and make the fold."""
@@ -96,6 +98,10 @@ class Method:
     random: bool = False  # draws from the recipe's seed
     # Whether models can be added to what was merged without those that are in it: every rule is a fold's.
     grows: bool = True
+    # Whether they can be added only to a merge whose state was kept: what was merged tells too little of it.
+    needs_state: bool = False
+    # Whether the folds want to know of how large a model's companions are as a whole, in ``Context.sizes``.
+    measures: Callable[[Parameters], bool] = lambda parameters: False
     # What the merged task vector is multiplied by at the end: a number, `norm` (so that its norm over the whole model
     # is the mean norm of the models' task vectors), or nothing.
     scale_of: Callable[[Parameters], Scale | None] = lambda parameters: None

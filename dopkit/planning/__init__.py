@@ -92,6 +92,7 @@ class Plan:
     max_shard_size: int
     memory_bytes: int
     stream_bytes: int = 0  # held ahead in memory when what is not here is streamed; 0 when it is downloaded
+    companions: tuple[Mapping[str, Source], ...] = ()  # what is read beside each model, by parameter; () if nothing
     keeps_steps: bool = False  # the models of earlier steps are written as well
     keeps_state: bool = False  # the state of every fold is written as well, so that `add` is exact
     continues: Continuation | None = None
@@ -157,9 +158,15 @@ class Plan:
         return outputs.state_shards(self.jobs, self.max_shard_size) if self.keeps_state else ()
 
     @property
+    def sources(self) -> tuple[Source, ...]:
+        """The base, the models and what is read beside them."""
+        beside = (source for companions in self.companions for source in companions.values())
+        return (self.donor, *self.models, *beside)
+
+    @property
     def download_bytes(self) -> int:
         state = self.continues.download_bytes if self.continues else 0
-        parts = (part for source in (self.donor, *self.models) for part in source.parts)
+        parts = (part for source in self.sources for part in source.parts)
         return state + sum({part.ref.key: part.download_bytes for part in parts}.values())
 
     @property
@@ -200,4 +207,6 @@ class Plan:
             "shards": [[shard.file, hashlib.sha256(shard.header).hexdigest()] for shard in self.shards],
             "heads": [[head.name, *(spec.name for spec in head.tensors)] for head in self.heads],
         }
+        if self.companions:
+            facts["companions"] = [{name: source.state for name, source in own.items()} for own in self.companions]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

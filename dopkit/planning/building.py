@@ -5,13 +5,14 @@ What must be looked at outside (free disk, memory, the output folder) comes in a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dopkit import layout
 from dopkit.errors import PlanError, Problem, count
 from dopkit.planning import Continuation, Plan, matching, streaming
 from dopkit.planning.adapters import making_bytes
+from dopkit.planning.companions import attach
 from dopkit.planning.making import make_jobs
 from dopkit.planning.matching import Model
 from dopkit.planning.targets import Making
@@ -58,11 +59,13 @@ def build(
     stream: bool = False,
     wanted: Wanted | None = None,
     notes: Sequence[str] = (),
+    companions: Sequence[Mapping[str, Model]] = (),
 ) -> Plan:
     """Make the plan of a pinned recipe whose models stand in merge order.
 
     ``problems`` and ``notes`` are those of opening the models; ``stream`` asks that nothing be downloaded; ``wanted``
-    is what there is to write besides, and to go on from. Raises PlanError with all problems.
+    is what there is to write besides, and to go on from; ``companions`` are read beside each of the models. Raises
+    PlanError with all problems.
     """
     wanted = wanted or Wanted()
     work = Making(recipe, donor, models, wanted.continues, problems=list(problems), notes=list(recipe.notes))
@@ -85,6 +88,10 @@ def build(
         work.problems.append(Problem("", what, "Leave out --save-steps, --keep-state and --tasks."))
     if not work.problems:
         make_jobs(work)
+    beside = [model for own in companions for model in own.values()]
+    if beside:
+        work.jobs, more = attach(work.jobs, models, companions)
+        work.problems += more
     if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
         work.notes.append(f"arithmetic is in float32; `dtype: {recipe.dtype}` gives way to `out_dtype`")
     shards = layout.lay_out([(job.name, job.dtype, job.shape) for job in work.jobs], max_shard_size)
@@ -101,6 +108,7 @@ def build(
         max_shard_size=max_shard_size,
         memory_bytes=max((job.working_bytes + making_bytes(donor, models, job) for job in work.jobs), default=0)
         + _AROUND_A_JOB,
+        companions=tuple({name: model.source for name, model in own.items()} for own in companions if beside),
         keeps_steps=wanted.steps,
         keeps_state=wanted.state,
         continues=wanted.continues,
@@ -109,7 +117,7 @@ def build(
     )
     cache_disk = room.disk - plan.disk_bytes + room.written if room.shared_disk else room.cache_disk
     stream_room = streaming.StreamRoom(cache_disk, room.memory, room.memory_given)
-    plan = streaming.decide(plan, (donor, *models), stream_room, stream)
+    plan = streaming.decide(plan, (donor, *models, *beside), stream_room, stream)
     work.problems += _room_problems(plan, room)
     if not work.problems and not plan.jobs:
         work.problems.append(Problem("", "there is nothing to merge: the base holds no tensors"))

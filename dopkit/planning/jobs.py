@@ -21,6 +21,7 @@ class Input:
 
     model: int  # its place in the plan's models
     name: str  # in that model's spelling
+    companions: tuple[str, ...] = ()  # what is read beside it, in the order of the rule's, each in its file's spelling
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class TensorJob(Sized):
     @property
     def working_bytes(self) -> int:
         """Upper estimate of memory at work for one part: the method's tensors and those coming in."""
-        incoming = max(1, len(self.inputs)) if self.rule.joint else 1
+        incoming = max(1, len(self.inputs)) if self.rule.joint else 1 + len(self.rule.companions)
         in_float32 = self.rule.working_bytes(self.part_shape) + incoming * FLOAT32 * math.prod(self.part_shape)
         return 2 * in_float32 if self.working_dtype == "F64" else in_float32
 

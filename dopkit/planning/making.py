@@ -176,7 +176,8 @@ def _parameters(work: Making, target: Target, place: Place, levels: Sequence[Set
     except ValidationError as error:
         work.problems.append(Problem(target.canonical, why_wrong(error)))
         return None
-    lacking = [name for name in sorted(found.required) if levels and found.in_force().get(name) is None]
+    needed = sorted(found.required - found.companions) if levels else []
+    lacking = [name for name in needed if found.in_force().get(name) is None]
     work.problems += [Problem(target.canonical, _untaken(name)) for name in lacking]
     return None if lacking else found
 

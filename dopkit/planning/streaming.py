@@ -52,12 +52,18 @@ def decide(plan: Plan, models: Iterable[Model], room: StreamRoom, wanted: bool) 
         adapted = source.adapted and replace(source.adapted, base=streamed(source.adapted.base))
         return replace(source, download_bytes=needed.get(source.ref.key, 0), adapted=adapted)
 
+    def twice(source: Source) -> Source:
+        """A companion that is measured before it is merged with is read once for either."""
+        measured = plan.recipe.method.measures(plan.recipe.parameters)
+        return replace(source, download_bytes=source.download_bytes * (2 if measured else 1))
+
     stream_bytes = _held_ahead(plan, room)
     return replace(
         plan,
         stream_bytes=stream_bytes,
         donor=streamed(plan.donor),
         models=tuple(map(streamed, plan.models)),
+        companions=tuple({name: twice(streamed(source)) for name, source in own.items()} for own in plan.companions),
         notes=notes,
         memory_bytes=plan.memory_bytes + stream_bytes + STREAM_OVERHEAD_BYTES,
     )
@@ -100,6 +106,9 @@ def _names_read(plan: Plan, model: Model) -> Iterator[str]:
         for one in job.inputs:
             if plan.models[one.model].ref.key == key:
                 yield one.name
+            for part, name in zip(job.rule.companions, one.companions, strict=False):
+                if plan.companions[one.model][part].ref.key == key:
+                    yield name
     for head in plan.heads:
         if head.ref.key == key:
             yield from (spec.name for spec in head.tensors)

@@ -83,7 +83,7 @@ def push(
 
 def _sources(folder: Path) -> list[ModelRef]:
     done = receipt.read(folder)
-    listed = [*([done["base"]] if done["base"] else []), *done["models"]]
+    listed = [*([done["base"]] if done["base"] else []), *done["models"], *done.get("companions", [])]
     return [refs.parse(source["model"], folder) for source in listed]
 
 

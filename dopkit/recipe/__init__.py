@@ -35,14 +35,22 @@ class ModelEntry(_Frozen):
 
     model: ModelRef
     parameters: dict[str, Any] = Field(default_factory=dict)
+    companions: dict[str, ModelRef] = Field(default_factory=dict)  # what of the parameters names tensors beside it
 
     def to_data(self, folder: Path) -> str | dict[str, Any]:
         """The entry as YAML data for a file that lies in ``folder``."""
         model, adapter = self.model.written_in_parts(folder)
-        if adapter is None and not self.parameters:
+        parameters = {name: ref.written_from(folder) for name, ref in self.companions.items()} | self.parameters
+        if adapter is None and not parameters:
             return model
         parts = {"model": model} if adapter is None else {"model": model, "adapter": adapter}
-        return {**parts, "parameters": self.parameters} if self.parameters else parts
+        return {**parts, "parameters": parameters} if parameters else parts
+
+    def with_refs(self, by_key: Mapping[tuple[str, ...], ModelRef]) -> ModelEntry:
+        """The same with each reference that ``by_key`` has the key of replaced."""
+        companions = {name: by_key.get(ref.key, ref) for name, ref in self.companions.items()}
+        changed = {"model": by_key.get(self.model.key, self.model), "companions": companions}
+        return self.model_copy(update=changed)
 
 
 class Override(_Frozen):
@@ -122,8 +130,13 @@ class Recipe(_Frozen):
 
     @property
     def all_refs(self) -> tuple[ModelRef, ...]:
-        """The same, and the model that only the tokenizer is of."""
-        return (*self.refs, *((self.tokenizer_ref,) if self.tokenizer_ref is not None else ()))
+        """The same, the model that only the tokenizer is of, and what is read beside the models."""
+        return (*self.refs, *((self.tokenizer_ref,) if self.tokenizer_ref is not None else ()), *self.companions)
+
+    @property
+    def companions(self) -> tuple[ModelRef, ...]:
+        """What is read beside the models, each once."""
+        return tuple({ref.key: ref for entry in self.models for ref in entry.companions.values()}.values())
 
     @property
     def settled(self) -> bool:
@@ -196,9 +209,7 @@ class Recipe(_Frozen):
         """The same recipe with each reference that ``pins`` has, in whatever spelling, replaced by its pinned one."""
         by_key = {ref.key: pin for ref, pin in pins.items()}
         tokenizer = self.tokenizer and self.tokenizer.with_refs(lambda ref: by_key.get(ref.key, ref))
-        entries = tuple(
-            entry.model_copy(update={"model": by_key.get(entry.model.key, entry.model)}) for entry in self.models
-        )
+        entries = tuple(entry.with_refs(by_key) for entry in self.models)
         base = by_key.get(self.base_model.key, self.base_model) if self.base_model else None
         parts = tuple(part.with_refs(by_key) for part in self.parts)
         return self.model_copy(update={"base_model": base, "models": entries, "parts": parts, "tokenizer": tokenizer})

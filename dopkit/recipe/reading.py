@@ -86,6 +86,7 @@ class _Reading:
         known = [one.key for one in (*(one.ref for one in merged), *((base,) if base else ()))]
         tokenizer = read_tokenizer(self.data, self.folder, known, self.add)
         overrides = list(self._overrides(method, merged))
+        entries = self._entries(method, [one for one in self.sources.distinct() if one in merged])
         Whole(self.data, self.document, self.add, self.meant).judge(method, base, self.sources)
         if self.problems or file is None or found is None:
             return None
@@ -94,7 +95,7 @@ class _Reading:
             name=name,
             base_model=base,
             merge_method=file.merge_method,
-            models=tuple(_entry(one, bool(parts)) for one in self.sources.distinct() if one in merged),
+            models=entries,
             parameters=found[0],
             varying=found[1],
             overrides=tuple(overrides),
@@ -136,6 +137,8 @@ class _Reading:
         if not isinstance(settings, dict):
             return None
         judge = Judge(method, self.add, shuffled=self.data.get("order") == "shuffle")
+        for name in sorted(settings.keys() & method.parameters.companions):
+            self.add(("parameters", name), f"each model has a {name} of its own: set it in its entry of 'models'")
         found = judge.wide(settings, ("parameters",), self._absent("parameters"))
         judge.required(models, settings)
         judge.levels(models, found and found[0])
@@ -166,7 +169,24 @@ class _Reading:
                 parameters, varying = found
                 yield Override(filter=one["filter"], merge_method=other.name, parameters=parameters, varying=varying)
 
+    def _entries(self, method: methods.Method | None, models: list[Given]) -> tuple[ModelEntry, ...]:
+        """The models of the recipe. What slices set for them stands with their sources."""
+        if self.sources.parts:
+            if method and method.parameters.companions and models:
+                what = f"{method.name} reads a file beside every model, and that only under 'models'"
+                self.add(("merge_method",), what)
+            return tuple(ModelEntry(model=one.ref) for one in models)
+        return tuple(self._entry(method, one) for one in models)
+
+    def _entry(self, method: methods.Method | None, given: Given) -> ModelEntry:
+        names = sorted(method.parameters.companions) if method else []
+        found = {name: ref for name in names if (ref := self.sources.beside(given, name)) is not None}
+        parameters = {name: value for name, value in given.levels[-1].settings.items() if name not in names}
+        return ModelEntry(model=given.ref, parameters=parameters, companions=found)
+
     def _no_override(self, method: methods.Method | None, other: methods.Method, models: int) -> Iterator[str]:
+        if other.parameters.companions and other is not method:
+            yield f"{other.name} reads a file beside every model: make it the recipe's method, and the other one this"
         if other.needs_base and self.data.get("base_model") is None:
             yield f"{other.name} works on task vectors: it needs the recipe's 'base_model'"
         base = self.sources.ref(self.data.get("base_model"), ("base_model",))
@@ -178,8 +198,3 @@ class _Reading:
 
     def _absent(self, key: str) -> YamlPath:
         return (key,) if key in self.data else ("merge_method",)
-
-
-def _entry(given: Given, of_slices: bool) -> ModelEntry:
-    """A model of the recipe. What slices set for it stands with their sources."""
-    return ModelEntry(model=given.ref, parameters={} if of_slices else given.levels[-1].settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dopkit.recipe.judging import Given, Level
 from dopkit.recipe.keys import as_list, entry
 from dopkit.recipe.layers import LayerSource, Part, Slice
 
+_FILES = (".safetensors", ".pt", ".bin", ".json")  # how no repository's name ends, and files' do
 KEYS = ("models", "slices", "modules")  # exactly one of them says what is merged
 
 
@@ -33,6 +35,21 @@ class SourceReading:
         except ValueError as error:
             self._add(path, str(error))
             return None
+
+    def beside(self, given: Given, parameter: str) -> refs.ModelRef | None:
+        """What a parameter of a model names that is read beside it: a file, a folder or a repository."""
+        level = given.levels[-1]
+        if level.settings.get(parameter) is None:
+            return None
+        path, value = (*level.path, parameter), level.settings[parameter]
+        ref = self.ref(value, path)
+        if ref is None:
+            return None
+        if ref.adapter is not None:
+            self._add(path, f"{value!r} names an adapter; {parameter} is one file, folder or repository")
+        elif ref.repo is not None and ref.repo.endswith(_FILES):
+            self._add(path, f"{value!r} is read as a repository of the Hub; write ./{value} for a file")
+        return replace(ref, part=parameter)
 
     def distinct(self) -> list[Given]:
         """Every model once, where it is named first."""

@@ -26,10 +26,12 @@ from dopkit.skeleton.parts import Parts
 from dopkit.skeleton.resizing import resized
 from dopkit.skeleton.stacks import Stacks
 from dopkit.skeleton.towers import inner_names
+from dopkit.skeleton.trained import trained_names
 from dopkit.skeleton.vocabulary import vocabulary_axes
 
 __all__ = [
-    "LoadCheck", "Skeleton", "backbone_class", "build", "build_tower", "check_loads", "resized", "vocabulary_axes",
+    "LoadCheck", "Skeleton", "backbone_class", "build", "build_tower", "check_loads", "resized", "trained_names",
+    "vocabulary_axes",
 ]  # fmt: skip
 
 

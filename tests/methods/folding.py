@@ -24,6 +24,11 @@ def every_rule() -> list[Rule]:
     return list(found.values())
 
 
+def beside(rule: Rule, model: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a rule reads beside a model, made of the model's own entries: positive, and other than the next one's."""
+    return {part: 0.1 + model.square() for part in rule.companions}
+
+
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
@@ -52,13 +57,16 @@ def fold(
 
     ``parameters`` may be one for each model. ``split``: after so many models the state is packed, copied and unpacked
     by a new fold. ``look``: ``finish`` is called after every step. ``names``: of the models, else their numbers;
-    ``known``: what else the context holds.
+    ``known``: what else the context holds,
+    ``companions`` for each model.
     """
     each = parameters if isinstance(parameters, list) else [parameters] * len(models)
     records: Records = []
+    whole = known.pop("companions", None) or [beside(rule, model) for model in models]
     folding, kept = rule.load(), base.clone()
     state: Any = None
-    for step, (model, own) in enumerate(zip(models, each, strict=True), start=1):
+    for step, (model, own, also) in enumerate(zip(models, each, whole, strict=True), start=1):
+        known["companions"] = {name: tensor.clone() for name, tensor in also.items()}
         model_name = names[step - 1] if names else str(step)
         context = Context(own, role, step, records.append, tuple(each[:step]), model=model_name, **known)
         state = folding.step(state, model.clone(), context) if step > 1 else folding.start(base, model.clone(), context)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from methods.folding import distance, every_rule, family, fold
+from methods.folding import beside, distance, every_rule, family, fold
 
 from dopkit import methods
 from dopkit.errors import MergeError
@@ -36,6 +36,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Role]] = {
     "wudi-conv1d": ("wudi", {}, Role.CONV1D),
     "linear": ("linear", {"weight": 0.7}, Role.NORM),
     "linear-sum": ("linear", {"weight": 0.7, "normalize": False}, Role.LINEAR),
+    "fisher": ("fisher", {"weight": 0.7}, Role.LINEAR),
     "task-mean": ("task_arithmetic", {"weight": 0.7, "normalize": True}, Role.LINEAR),
     "dare": ("dare_linear", {"density": 0.6}, Role.LINEAR),
     "dare-mean": ("dare_linear", {"density": 0.6, "normalize": True, "rescale": False}, Role.LINEAR),
@@ -65,6 +66,9 @@ class Case:
         self.method = methods.find(method)
         self.parameters: Parameters = self.method.parameters.model_validate(parameters)
         self.role = role
+
+    def context(self, step: int, model: torch.Tensor) -> Context:
+        return Context(self.parameters, self.role, step, companions=beside(self.rule(), model))
 
     def rule(self, shape: tuple[int, ...] = (7, 5)) -> Rule:
         return self.method.rule_for(self.parameters, "x.weight", self.role, shape)
@@ -103,8 +107,7 @@ def test_what_is_packed_is_what_the_rule_declares(case: Case) -> None:
     for dtype, own in ((torch.float32, "F32"), (torch.float64, "F64")):
         base, models = family(5, 8, dtype=dtype)
         rule, folding = case.rule((5, 8)), case.rule((5, 8)).load()
-        context = Context(case.parameters, case.role, 1)
-        packed = folding.pack(folding.start(base, models[0].clone(), context))
+        packed = folding.pack(folding.start(base, models[0].clone(), case.context(1, models[0])))
         names = {torch.float32: "F32", torch.float64: "F64"}
         declared = {name: (own if kind == "F32" else kind, shape) for name, (kind, shape) in rule.state((5, 8)).items()}
         assert {name: (names[tensor.dtype], tuple(tensor.shape)) for name, tensor in packed.items()} == declared
@@ -117,9 +120,9 @@ def test_the_state_does_not_grow(case: Case) -> None:
     for count in (3, 12):
         base, models = family(5, 8, count=count)
         folding = case.rule((5, 8)).load()
-        state = folding.start(base, models[0], Context(case.parameters, case.role, 1))
+        state = folding.start(base, models[0], case.context(1, models[0]))
         for step, model in enumerate(models[1:], start=2):
-            state = folding.step(state, model, Context(case.parameters, case.role, step))
+            state = folding.step(state, model, case.context(step, model))
         sizes.append({name: (tensor.shape, tensor.dtype) for name, tensor in folding.pack(state).items()})
     assert sizes[0] == sizes[1]
 
@@ -159,8 +162,9 @@ def test_float64_models_keep_their_precision(case: Case) -> None:
     assert not torch.equal(exact, exact.float().double())
 
 
-ONE_IS_ITSELF = ["mean", "half", "linear", "dop-exact", "dop-adam", "dop-all", "dop-all-u", "dop-all-v", "opcm",
-                 "opcm-other", "opcm-below", "wudi", "wudi-conv1d", "nullspace", "nullspace-conv1d"]  # fmt: skip
+ONE_IS_ITSELF = ["mean", "half", "linear", "fisher", "dop-exact", "dop-adam", "dop-all", "dop-all-u", "dop-all-v",
+                 "opcm", "opcm-other", "opcm-below", "wudi", "wudi-conv1d", "nullspace",
+                 "nullspace-conv1d"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ONE_IS_ITSELF)
@@ -172,8 +176,8 @@ def test_one_model_is_that_model(name: str) -> None:
         assert torch.equal(case.merged(base, [model]), model)
 
 
-COPIES = ["mean", "half", "linear", "magmax-1", "dop-exact", "dop-adam", "dop-all", "dop-all-u", "dop-all-v", "wudi",
-          "wudi-conv1d"]  # fmt: skip
+COPIES = ["mean", "half", "linear", "fisher", "magmax-1", "dop-exact", "dop-adam", "dop-all", "dop-all-u", "dop-all-v",
+          "wudi", "wudi-conv1d"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", COPIES)

@@ -9,8 +9,6 @@ import pytest
 import torch
 from methods.test_fold_laws import CASES, Case
 
-from dopkit.methods.fold import Context
-
 ROWS, COLUMNS = 24, 16
 
 
@@ -45,10 +43,13 @@ def test_twelve_models_take_what_three_take(name: str) -> None:
         return base + 0.1 * torch.randn(ROWS, COLUMNS, generator=generator)
 
     before, held = living_bytes(), {}
-    state = fold.start(base, model(), Context(case.parameters, case.role, 1))
+    first = model()
+    state = fold.start(base, first, case.context(1, first))
+    del first
     for step in range(2, 13):
-        context = Context(case.parameters, case.role, step)
-        state = fold.step(state, model(), context)
+        incoming = model()
+        state = fold.step(state, incoming, case.context(step, incoming))
+        del incoming
         if step in (3, 12):
             held[step] = living_bytes() - before
     assert held[12] == held[3] > 0, held

@@ -69,6 +69,7 @@ def test_the_built_in_methods() -> None:
     needs = {name: (method.needs_base, method.ordered, method.least_models) for name, method in methods.BUILTIN.items()}
     assert needs == {
         "average": (False, False, 1),
+        "fisher": (False, False, 1),
         "task_arithmetic": (True, False, 1),
         "ties": (True, False, 1),
         "magmax": (True, True, 1),
@@ -103,6 +104,16 @@ def test_the_built_in_methods() -> None:
     assert most == {"passthrough": 1, "slerp": 1, "nuslerp": 2, "nearswap": 1, "arcee_fusion": 1}
     drawn = {name for name, method in methods.BUILTIN.items() if method.random}
     assert drawn == {"dare_linear", "dare_ties", "della_linear", "della"}
+    assert {name for name, method in methods.BUILTIN.items() if method.needs_state} == {"fisher"}
+
+
+def test_a_rule_reads_what_the_parameters_name() -> None:
+    for name, method in methods.BUILTIN.items():
+        kind = method.parameters
+        assert kind.companions <= kind.per_model & kind.whole_model, name
+        found = {part for rule in every_rule() if rule.fold == f"dopkit.methods.{name}:{name.title()}"
+                 for part in rule.companions}  # fmt: skip
+        assert found == kind.companions or not kind.companions, name
 
 
 def test_a_method_grows_when_every_rule_of_it_is_a_fold() -> None:

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import wordy
+from safetensors.torch import save_file
 
 import dopkit
 from dopkit.errors import PlanError
@@ -77,6 +78,23 @@ def test_the_order_of_a_vocabulary_does_not_matter(
     dopkit.run(make_recipe(tmp_path, other, method, parameters=parameters, tokenizer=source), tmp_path / "out")
     assert tiny.weights(tmp_path / "plain") == tiny.weights(tmp_path / "out")
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+def test_a_fisher_does_not_follow_the_tokens(tmp_path: Path) -> None:
+    """Its rows would weigh other tokens than the model's: refused where they are put in order, and only there."""
+    base = wordy.make(tmp_path / "base", 0)
+    stir(base, tmp_path / "e0", 1)
+    permute(tmp_path / "e0", tmp_path / "e1", [3, 0, 8, 1, 7, 2, 6, 4, 5])
+    for name in ("e0", "e1"):
+        fisher = {key: one.float().square() for key, one in tiny.read(tmp_path / name).items()}
+        save_file(fisher, tmp_path / name / "fisher.safetensors")
+    entries = "".join(f"- {{model: ./{name}, parameters: {{fisher: ./{name}}}}}\n" for name in ("e0", "e1"))
+    text = f"merge_method: fisher\nbase_model: ./base\ntokenizer: base\nmodels:\n{entries}"
+    message = refusal(dopkit.parse_recipe(text, folder=tmp_path))
+    assert f"the rows of {EMBEDDING} follow the tokens of the result" in message
+    assert "./e1: does not fit ./e1" in message and message.count("does not fit") == 1
+    copied = text + "copy: [embed_tokens.weight, lm_head.weight]\n"
+    assert dopkit.plan(dopkit.parse_recipe(copied, folder=tmp_path), tmp_path / "out").rules()["fisher"][0] > 0
 
 
 def test_a_text_finds_the_rows_of_its_tokens(tmp_path: Path, make_recipe: MakeRecipe) -> None:
