@@ -48,7 +48,8 @@ def assess(folder: Path, tasks: str | Path, options: Options, progress: Progress
     sources = _on_disk(folder)
     if sources and "relations" not in receipt.read(folder):
         _relate(folder, options, progress)
-    loadable = sources and all(ref.adapter is None for ref in load_recipe(folder / receipt.RECIPE_FILE).refs)
+    named = load_recipe(folder / receipt.RECIPE_FILE).refs
+    loadable = sources and all(ref.adapter is None and ref.stage is None for ref in named)
     evaluation = evaluate_model(folder, tasks, options.device, sources=loadable, progress=progress)
     written = report.write(folder)
     return Assessment(evaluation, written, receipt.read(folder))
@@ -56,7 +57,7 @@ def assess(folder: Path, tasks: str | Path, options: Options, progress: Progress
 
 def _on_disk(folder: Path) -> bool:
     """Whether all that went into the merge can be read without a download."""
-    for ref in load_recipe(folder / receipt.RECIPE_FILE).refs:
+    for ref in load_recipe(folder / receipt.RECIPE_FILE).real_refs:
         try:
             with closing(open_checkpoint(ref)) as checkpoint:
                 if checkpoint.missing:

@@ -103,7 +103,7 @@ def render(plan: Plan, done: Receipt, sources: Sequence[SourceCard], class_name:
 
 
 def _metadata(plan: Plan, sources: Sequence[SourceCard], class_name: str | None) -> dict[str, Any]:
-    refs = [part for source in (plan.donor, *plan.merged_models) for part in source.ref.parts]
+    refs = [ref for source in (plan.donor, *plan.merged_models) for ref in source.refs]
     repos = dict.fromkeys(ref.repo for ref in refs if ref.repo)
     data: dict[str, Any] = {}
     if repos:
@@ -151,6 +151,15 @@ def _opening(plan: Plan) -> str:
 
 
 def models_table(plan: Plan) -> str:
+    """The models that were merged, and those of every stage."""
+    stages = (
+        f"The stage `{name}` was merged on the way, by **{stage.plan.recipe.merge_method}**:\n\n{_table(stage.plan)}"
+        for name, stage in plan.stages.items()
+    )
+    return "\n\n".join([_table(plan), *stages])
+
+
+def _table(plan: Plan) -> str:
     rows = ["| | model | commit |", "|---|---|---|"]
     base = [("base", plan.donor)] if plan.recipe.base_model is not None else []
     for label, source in [*base, *((str(step), source) for step, source in enumerate(plan.merged_models, start=1))]:
@@ -162,6 +171,8 @@ def models_table(plan: Plan) -> str:
 
 def _place(ref: ModelRef) -> tuple[str, str]:
     """Where a model, a base or an adapter is, and at which commit."""
+    if ref.stage is not None:
+        return f"the stage `{ref.stage}`", ""
     if ref.repo:
         return f"[{ref.repo}](https://huggingface.co/{ref.repo})", f"`{(ref.revision or '')[:12]}`"
     return f"a local folder, `{ref.name}`", ""
@@ -204,9 +215,8 @@ def _labels(head: Mapping[str, Any]) -> str:
 def again(plan: Plan) -> str:
     if plan.continues and plan.continues.inexact:
         return f"It was made in several merges, and the recipe in one gives something else: {plan.continues.inexact}."
-    tokenizer = plan.recipe.tokenizer_ref
-    refs = [source.ref for source in (*plan.sources, *plan.merged_models)] + ([tokenizer] if tokenizer else [])
-    if not any(ref.local for ref in refs):
+    named = (ref for source in (*plan.sources, *plan.merged_models) for ref in source.refs)
+    if not any(ref.local for ref in (*named, *plan.recipe.real_refs)):
         return f"Every model is named at the commit that was merged: `dopkit run {receipt.RECIPE_FILE}` makes it again."
     return "Some of the sources are local folders: only who has them can make it again."
 

@@ -5,7 +5,7 @@ The only importer of accelerate. Knows sizes, not tensors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import PartialState
@@ -27,6 +27,10 @@ class Devices:
         """The main device if the job fits there, else the CPU; Apple's GPUs have no float64."""
         fits = working_bytes <= self.free_bytes and not (float64 and self.main.type == "mps")
         return self.main if fits or self.main.type == "cpu" else CPU
+
+    def among(self, number: int) -> Devices:
+        """The share of one of so many merges that go on at the same time."""
+        return replace(self, free_bytes=self.free_bytes // number)
 
     @property
     def engine(self) -> str:

@@ -20,7 +20,7 @@ from dopkit.errors import CheckpointError, HubError, OutputError, Problem, count
 from dopkit.layout import INDEX_FILE
 from dopkit.planning import Plan
 from dopkit.planning.heads import FOLDER
-from dopkit.planning.outputs import STATE, STEPS, state_shards
+from dopkit.planning.outputs import STAGES, STATE, STEPS, state_shards
 from dopkit.receipt import RECIPE_FILE, Receipt
 from dopkit.recipe import Recipe, reading
 from dopkit.refs import ModelRef
@@ -96,7 +96,11 @@ class EarlierMerge:
         names = [name for name in file_names(self.folder) if not name.startswith((".", "dopkit_"))]
         ours = {CONFIG if self.is_adapter else "config.json", CARD_FILE, REPORT, INDEX_FILE, *side_files(names)}
         ours |= {shard["file"] for shard in self.receipt["shards"]}
-        return [name for name in names if name not in ours and not name.startswith((f"{FOLDER}/", f"{STATE}/", STEPS))]
+        return [
+            name
+            for name in names
+            if name not in ours and not name.startswith((f"{FOLDER}/", f"{STATE}/", STEPS, STAGES))
+        ]
 
 
 def look(merged: str | Path) -> EarlierMerge:
@@ -123,7 +127,7 @@ def _in_folder(folder: Path) -> EarlierMerge:
     state_text = (folder / STATE_FILE).read_text(encoding="utf-8", errors="replace")
     recipe = reading.load_recipe(folder / RECIPE_FILE)
     # Folders in it are written as seen from this folder; the result may lie elsewhere.
-    recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.all_refs})
+    recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.real_refs})
     found = state.parse(state_text, f"{shown}/{STATE_FILE}")
     return EarlierMerge(ModelRef(shown, folder=folder), folder, recipe, found, receipt.read(folder))
 

@@ -112,7 +112,7 @@ def foreign(text: str, ref: ModelRef) -> Recipe:
 
 def local_refs(recipe: Recipe) -> list[ModelRef]:
     """What the recipe refers to that nobody else has."""
-    return [ref for ref in recipe.all_refs if ref.local]
+    return [ref for ref in recipe.real_refs if ref.local]
 
 
 def read(ref: ModelRef) -> Published:
@@ -168,7 +168,7 @@ def share(recipe: Recipe, to: str, message: str | None = None, private: bool = F
         problems = [Problem("", str(one)) for one in local]
         remedy = Problem("", "Publish these models first, and name them as user/name.")
         raise RecipeError(f"the recipe names {count(len(local), 'folder')} of this machine", [*problems, remedy])
-    recipe = recipe.with_refs({one: hub.pin(one) for one in recipe.all_refs})
+    recipe = recipe.with_refs({one: hub.pin(one) for document in recipe.documents for one in document.all_refs})
     text = recipe.to_yaml(Path())
     texts = {receipt.RECIPE_FILE: text, "README.md": _card(recipe, str(ref.repo), text)}
     return hub.share(ref, texts, RECIPE_TAG, message or "Share a dopkit recipe", private)
@@ -191,13 +191,14 @@ def _name(value: Any) -> str:
 
 def _card(recipe: Recipe, repo: str, text: str) -> str:
     """The README of a shared recipe. Its models stand in the text: ``base_model`` would claim weights of its own."""
-    own = {"base_model": recipe.donor.repo, "merge_method": recipe.merge_method}
+    donor = next(one.donor for one in reversed(recipe.documents) if one.donor.stage is None)
+    own = {"base_model": donor.repo, "merge_method": recipe.merge_method}
     metadata = yaml.safe_dump({"tags": [TAG, RECIPE_TAG], TAG: own}, sort_keys=False)
     method, models = (
         recipe.method,
         "\n".join(
             f"- [{ref.repo}](https://huggingface.co/{ref.repo}) at `{(ref.revision or '')[:12]}`"
-            for ref in recipe.all_refs
+            for ref in recipe.real_refs
         ),
     )
     return (

@@ -42,9 +42,10 @@ def inspect(
     if recipe.base_model is None:
         what = "it names no base_model, and task vectors are differences from a base"
         raise PlanError("cannot inspect the recipe", [Problem("", what, "Add `base_model: user/name` to the recipe.")])
-    devices = choose(options.device)
+    devices = choose(options.device).among(1 + len(recipe.stages))
     room = Room(_NO_LIMIT, hub.cache_disk(Path.cwd())[0], _NO_LIMIT)
-    with open_sources(recipe, room, progress, options.max_shard_size, options.stream, download=True) as sources:
+    size = options.max_shard_size
+    with open_sources(recipe, room, progress, size, devices, options.stream, download=True) as sources:
         _check_memory(sources, options, ranks)
         if sources.plan.download_bytes and not sources.plan.streamed:
             progress.stage("downloading")

@@ -5,14 +5,25 @@ What cannot be opened becomes a problem, so that all problems are told together.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dopkit import hub, refs, skeleton
-from dopkit.checkpoints import AdapterCheckpoint, Checkpoint, IsAdapter, OnlyPickles, Shelf, base_named, open_beside
+from dopkit.checkpoints import (
+    AdapterCheckpoint,
+    Checkpoint,
+    IsAdapter,
+    OnlyPickles,
+    Shared,
+    Shelf,
+    base_named,
+    open_beside,
+)
 from dopkit.checkpoints.files import module_weights
+from dopkit.engine.stage import StageCheckpoint
 from dopkit.errors import CheckpointError, DopkitError, Problem
 from dopkit.planning import Adapted, Source
 from dopkit.planning.matching import Model
@@ -25,18 +36,25 @@ from dopkit.units import show_size
 
 
 def open_all(
-    recipe: Recipe, pins: Mapping[ModelRef, ModelRef], progress: Progress, download: bool
+    recipe: Recipe,
+    pins: Mapping[ModelRef, ModelRef],
+    progress: Progress,
+    download: bool,
+    shelf: RecipeShelf | None = None,
 ) -> tuple[dict[ModelRef, Checkpoint], list[Problem]]:
     """Pin each model, but for those that ``pins`` has, and open it; the models that could be, and the problems.
 
-    A model that must be downloaded before it can be opened is, with ``download``, if nothing else is wrong.
+    A model that must be downloaded before it can be opened is, with ``download``, if nothing else is wrong. Of several
+    documents in one file all are opened with one ``shelf``; a stage that is not on it is left out without a problem.
     """
-    progress.stage("reading headers")
-    shelf = _Shelf(recipe, pins)
+    shelf = shelf or RecipeShelf(recipe, pins)
+    shelf.recipe = recipe
     opened: dict[ModelRef, Checkpoint] = {}
     problems: list[Problem] = []
     pickled: dict[ModelRef, OnlyPickles] = {}
     for ref in recipe.refs:
+        if shelf.lacks(ref):
+            continue
         try:
             opened[ref] = shelf.open(ref)
         except OnlyPickles as found:
@@ -90,26 +108,44 @@ def _open_companion(ref: ModelRef, model: Checkpoint | None, progress: Progress,
         return open_beside(ref, config)
 
 
-class _Shelf(Shelf):
-    """Opens what a recipe names: pinned, and an adapter that stands alone on the base of the recipe or on its own."""
+class RecipeShelf(Shelf):
+    """Opens what a recipe names: pinned, and an adapter that stands alone on the base of the recipe or on its own.
 
-    def __init__(self, recipe: Recipe, pins: Mapping[ModelRef, ModelRef]) -> None:
+    ``recipe`` is the document in hand, one of ``whole`` and its stages.
+    """
+
+    def __init__(self, whole: Recipe, pins: Mapping[ModelRef, ModelRef]) -> None:
         super().__init__()
-        self._recipe = recipe
+        self.recipe = whole
         self._pins = pins
-        self._bases: dict[ModelRef, ModelRef] = {}  # what was pinned before: a base that several adapters name
+        self._pinned: dict[ModelRef, ModelRef] = {}  # one commit for all who name the model
+        readers = Counter(ref.key for document in whole.documents for ref in document.refs if ref.adapter is None)
+        self._common = {key for key, number in readers.items() if number > 1}
 
     def open(self, ref: ModelRef) -> Checkpoint:
-        pinned = self._pins.get(ref) or hub.pin(ref)
+        pinned = self._pin(ref)
         try:
-            return super().open(pinned)
+            opened = super().open(pinned)
+            return self.shared(opened) if ref.key in self._common and ref.stage is None else opened
         except IsAdapter:
-            if ref == self._recipe.base_model:
+            if ref == self.recipe.base_model:
                 raise
-        base = self._recipe.base_model or _named_base(pinned)
-        if base not in self._bases:
-            self._bases[base] = self._pins.get(base) or hub.pin(base)
-        return super().open(self._bases[base].with_adapter(pinned))
+        base = self.recipe.base_model or _named_base(pinned)
+        return super().open(self._pin(base).with_adapter(pinned))
+
+    def add_stage(self, stage: StageCheckpoint) -> None:
+        """Have a stage at hand for those who refer to it."""
+        self._plain[stage.ref.key] = stage
+
+    def lacks(self, ref: ModelRef) -> bool:
+        """Whether the model is a stage, or an adapter on one, that is not here."""
+        base = ref.without_adapter
+        return base.stage is not None and base.key not in self._plain
+
+    def _pin(self, ref: ModelRef) -> ModelRef:
+        if ref not in self._pinned:
+            self._pinned[ref] = self._pins.get(ref) or hub.pin(ref)
+        return self._pinned[ref]
 
     def open_with_pickles(self, ref: ModelRef, unread: OnlyPickles, progress: Progress) -> Checkpoint:
         """The model, with the files downloaded that it cannot be opened without: of an adapter and of its base."""
@@ -241,6 +277,9 @@ def source_of(checkpoint: Checkpoint) -> Source:
     """What the plan records of an opened model."""
     nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
     adapted, own = None, checkpoint
+    staged = checkpoint.staged if isinstance(checkpoint, StageCheckpoint) else None
+    if isinstance(checkpoint, Shared) and isinstance(checkpoint.source, StageCheckpoint):
+        staged = checkpoint.source.staged
     if isinstance(checkpoint, AdapterCheckpoint):
         adapted = Adapted(source_of(checkpoint.base), checkpoint.factors, checkpoint.whole)
         own = checkpoint.adapter
@@ -254,6 +293,8 @@ def source_of(checkpoint: Checkpoint) -> Source:
         complete=checkpoint.complete,
         missing=own.missing,
         adapted=adapted,
+        staged=staged,
+        remembered=isinstance(checkpoint, Shared),
     )
 
 

@@ -26,7 +26,8 @@ def remembered(recipe: Recipe, output: OutputFolder) -> dict[ModelRef, ModelRef]
         return {}
     pins: dict[str, Any] = lines[0][_PINS]
     bases = lines[0].get(_BASES)
-    found = {ref: _pinned(ref, pins, bases if isinstance(bases, dict) else {}) for ref in recipe.all_refs}
+    named = dict.fromkeys(ref for ref, _ in _named(recipe) if ref.stage is None)
+    found = {ref: _pinned(ref, pins, bases if isinstance(bases, dict) else {}) for ref in named}
     return {ref: pin for ref, pin in found.items() if pin is not None and pin != ref}
 
 
@@ -50,28 +51,30 @@ def _at(ref: ModelRef, pins: dict[str, Any]) -> ModelRef | None:
 
 def to_remember(recipe: Recipe, pinned: Recipe) -> dict[str, Any]:
     """What the journal of a merge says of its refs. ``recipe`` is as it was given, its order drawn."""
-    given, now = _in_order(recipe), _in_order(pinned)
-    if recipe.tokenizer_ref is not None and pinned.tokenizer is not None and pinned.tokenizer.model is not None:
-        given, now = [*given, recipe.tokenizer_ref], [*now, pinned.tokenizer.model]
     pins: dict[str, str | None] = {}
     bases: dict[str, str] = {}
-    for ref, pin in zip(given, now, strict=True):
+    for (ref, base), (pin, _) in zip(_named(recipe), _named(pinned), strict=True):
         parts = [(ref.without_adapter, pin.without_adapter), (ref.adapter, pin.adapter)]
         if ref.adapter is None and pin.adapter is not None:
             parts = [(ref, pin.adapter)]
-            if recipe.base_model is None:  # it named its base itself
+            if base is None:  # it named its base itself
                 bases[ref.text] = pin.without_adapter.text
         pins |= {one.text: two.revision for one, two in parts if one and two and one.repo and not one.pinned}
     return {_RECIPE: _digest(recipe), _PINS: pins, **({_BASES: bases} if bases else {})}
 
 
-def _in_order(recipe: Recipe) -> list[ModelRef]:
-    """Every ref in every place, in one order whatever they are pinned to."""
-    beside = [ref for entry in recipe.models for _, ref in sorted(entry.companions.items())]
-    return [recipe.donor, *(entry.model for entry in recipe.models), *beside]
+def _named(recipe: Recipe) -> list[tuple[ModelRef, ModelRef | None]]:
+    """What every document names, in its order, with the base of the document."""
+    found: list[tuple[ModelRef, ModelRef | None]] = []
+    for one in recipe.documents:
+        whose = one.tokenizer.model if one.tokenizer is not None else None
+        beside = [ref for entry in one.models for _, ref in sorted(entry.companions.items())]
+        named = [one.donor, *(entry.model for entry in one.models), *beside, *([whose] if whose is not None else [])]
+        found += [(ref, one.base_model) for ref in named]
+    return found
 
 
 def _digest(recipe: Recipe) -> str:
     """Equal for one recipe read twice, from wherever."""
-    data = recipe.to_data(Path("/"))
+    data = recipe.to_documents(Path("/"))
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -12,9 +12,10 @@ from dopkit import adapting, publishing, receipt, steps
 from dopkit.assessment import Assessment, assess, check_tasks
 from dopkit.engine.companions import measure
 from dopkit.errors import OutputError, PlanError, Problem
+from dopkit.keeping import keep_stages
 from dopkit.merging import Earlier, merge
 from dopkit.planning import Plan
-from dopkit.planning.outputs import STATE
+from dopkit.planning.outputs import STAGES, STATE
 from dopkit.preparing import Options, Prepared, compare_values, fetch, prepare
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
@@ -103,6 +104,8 @@ def finish(
     except PlanError:
         output.discard_untouched()
         raise
+    if options.keep_stages:
+        keep_stages(prepared, progress)
     return Result(output.path, made, merge(prepared, progress, options, earlier, sizes))
 
 
@@ -128,6 +131,8 @@ def _require(made: Plan, folder: Path) -> None:
     lacks = []
     if made.keeps_steps and not set(made.written_steps[:-1]) <= set(steps.saved(folder)):
         lacks.append("the models of earlier steps")
+    if made.keeps_stages and not all((folder / STAGES / name).is_dir() for name in made.stages):
+        lacks.append("the models of its stages")
     if made.state_shards and not (folder / STATE).is_dir():
         lacks.append("the state of its folds")
     if lacks:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Options:
     stream: bool = False  # read the weights over the network while merging, and store none of them
     push: publishing.PushOptions | None = None  # publish what was merged
     save_steps: bool = False  # keep the model after every step
+    keep_stages: bool = False  # keep the models of the stages
     keep_state: bool = False  # keep the state of the folds, so that models added later give the very same
     tasks: str | Path | None = None  # a file of tasks: score the model after every step, and write a report
 
@@ -83,7 +84,7 @@ def prepare(
     continues: Continuation | None = None,
 ) -> Iterator[Prepared]:
     """Open the models and plan their merge into ``output``. Raises PlanError with every reason why it cannot work."""
-    devices = choose(options.device)
+    devices = choose(options.device).among(1 + len(recipe.stages))
     pins = pinning.remembered(recipe.drawn(), output)
     if pins:
         progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
@@ -93,20 +94,21 @@ def prepare(
         obstacles.append(Problem("", "scoring needs the weights, and --stream --push-to-hub leaves none here", remedy))
     if options.push:
         # The model that a merge goes on from is no source of the result, those that are in it are.
-        before = (*continues.recipe.refs, *continues.recipe.companions) if continues else ()
+        before = continues.recipe.real_refs if continues else ()
         merged = (*before, *(entry.model for entry in recipe.models[1:]), *recipe.companions) if continues else ()
-        merged = merged or recipe.all_refs
+        merged = merged or recipe.real_refs
         obstacles += publishing.obstacles(merged, options.push.by_default(recipe.repo_id))
     with open_sources(
         recipe,
         _room(output, options),
         progress,
         options.max_shard_size,
+        devices,
         stream=options.stream,
         download=download,
         pins=pins,
         obstacles=obstacles,
-        wanted=Wanted(options.keeps_steps, options.keep_state, continues),
+        wanted=Wanted(options.keeps_steps, options.keep_state, continues, options.keep_stages),
     ) as sources:
         yield Prepared(recipe.drawn(), sources, devices, output)
 
@@ -137,7 +139,11 @@ def compare_values(prepared: Prepared, related: bool = False) -> None:
     With ``related`` also models whose weights do not descend from the base's, judged by a sample. Raises PlanError.
     """
     made, sources = prepared.plan, prepared.sources
-    problems = check_equal(made, sources.donor, sources.models) + heads.not_finite(made, sources.models)
+    problems = []
+    for stage in sources.stages:
+        unequal = check_equal(stage.staged.plan, stage.donor, stage.models)
+        problems += [replace(one, place=f"stage {stage.ref.text}: {one.place}") for one in unequal]
+    problems += check_equal(made, sources.donor, sources.models) + heads.not_finite(made, sources.models)
     if related:
         problems += check_descent(made, sources.donor, sources.models)
     if problems:

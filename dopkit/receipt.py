@@ -39,6 +39,13 @@ class _SourceShape(_Strict):
     identity: str
 
 
+class _StageShape(_Strict):
+    name: str
+    method: str
+    base: _SourceShape | None
+    models: list[_SourceShape]
+
+
 class _RunShape(_Strict):
     device: str
     seconds: Annotated[float, Field(ge=0, lt=1e12)]
@@ -118,6 +125,7 @@ class _Shape(_Strict):
     base: _SourceShape | None
     models: list[_SourceShape]
     companions: list[_SourceShape] = []
+    stages: list[_StageShape] = []
     run: _RunShape
     verified: dict[str, str]
     versions: dict[str, str]
@@ -153,6 +161,7 @@ def make(
         "base": None if plan.recipe.base_model is None else _source(plan.donor),
         "models": [_source(source) for source in plan.merged_models],
         "companions": [*(earlier.get("companions", []) if earlier else []), *_companions(plan)],
+        "stages": _stages(plan, earlier),
         "merged_before": plan.continues.step if plan.continues else 0,
         "scale": scale,
         "steps": [step for step in plan.written_steps if step != plan.last_step],
@@ -240,6 +249,23 @@ def _companions(plan: Plan) -> list[dict[str, Any]]:
         for model, own in zip(plan.models, plan.companions, strict=False)
         for parameter, source in own.items()
     ]
+
+
+def _stages(plan: Plan, earlier: Receipt | None) -> list[dict[str, Any]]:
+    """The stages of this merge, behind those that only the merge has read which this one goes on from."""
+    before = [stage for stage in (earlier or {}).get("stages", []) if stage["name"] not in plan.stages]
+    return [*before, *(_stage(name, stage.plan) for name, stage in plan.stages.items())]
+
+
+def _stage(name: str, plan: Plan) -> dict[str, Any]:
+    """A model that was merged on the way."""
+    return {
+        "name": name,
+        "method": plan.recipe.merge_method,
+        "parameters": plan.recipe.parameters.in_force(),
+        "base": None if plan.recipe.base_model is None else _source(plan.donor),
+        "models": [_source(source) for source in plan.models],
+    }
 
 
 def _tensor(entry: Mapping[str, Any], role: str, before: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""References to models: ``user/name``, ``user/name@revision``, ``./folder``, ``base+adapter``.
+"""References to models: ``user/name``, ``user/name@revision``, ``./folder``, ``base+adapter``, the name of a stage.
 
 What kind a reference is gets decided here, once, by its spelling; nobody guesses by looking at the disk or
 asking the Hub. A folder starts with ``./``, ``../``, ``/`` or ``~``; anything else is a Hub repository.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 _REPO = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+_STAGE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _LONGEST_NAME = 96  # characters of a repository's own name
 _FOLDER_STARTS = ("./", "../", "/", "~")
@@ -21,7 +23,10 @@ _NO_REVISION = re.compile(r"[ ~^:?*\[\\]|\.\.|//|^[-./]|[./]$")
 
 @dataclass(frozen=True)
 class ModelRef:
-    """One model. ``text`` is how it was written; ``folder`` is set for a local one, ``repo`` for one on the Hub."""
+    """One model. ``text`` is how it was written.
+
+    ``folder`` is set for a local one, ``repo`` for one on the Hub, ``stage`` for one that the same file merges.
+    """
 
     text: str
     repo: str | None = None
@@ -29,6 +34,7 @@ class ModelRef:
     folder: Path | None = None  # absolute
     adapter: ModelRef | None = None
     part: str = ""  # not the model that is there, but the tensors beside it that this parameter of a method names
+    stage: str | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -47,6 +53,8 @@ class ModelRef:
     def key(self) -> tuple[str, ...]:
         """Equal for two spellings of one model."""
         place = str(self.folder) if self.folder is not None else f"{self.repo}@{self.revision or 'main'}"
+        if self.stage is not None:
+            place = f"stage {self.stage}"
         own = (place, "", self.part) if self.part else (place,)
         return own if self.adapter is None else (*own, *self.adapter.key)
 
@@ -60,7 +68,7 @@ class ModelRef:
     @property
     def name(self) -> str:
         """The repository, or the last part of the folder: enough for a reader, and no path of this machine."""
-        own = self.repo or (self.folder.name if self.folder else self.text)
+        own = self.repo or self.stage or (self.folder.name if self.folder else self.text)
         return self._with_adapter(own, "" if self.adapter is None else self.adapter.name)
 
     @property
@@ -111,8 +119,10 @@ class ModelRef:
         return base if self.adapter is None else f"{base}+{adapter}"
 
 
-def parse(text: str, root: Path) -> ModelRef:
+def parse(text: str, root: Path, stages: Collection[str] = ()) -> ModelRef:
     """Read a reference; a relative folder is meant from ``root``. Raises ValueError with what is wrong.
+
+    What is called like one of ``stages`` is that one, and no Hub repository.
 
     ``..`` is taken back by its spelling, without a look at what a symbolic link points to. A folder's name may
     hold a ``+`` or an ``@``, so an adapter can only be written behind a Hub repository; see ``with_adapter``.
@@ -123,12 +133,20 @@ def parse(text: str, root: Path) -> ModelRef:
     if text.startswith(_FOLDER_STARTS) or text in (".", ".."):
         return ModelRef(text, folder=_folder(text, root))
     base, plus, adapter = text.partition("+")
+    model = ModelRef(base.rstrip(), stage=base.rstrip()) if base.rstrip() in stages else _parse_repo(base.rstrip())
     if not plus:
-        return _parse_repo(text)
+        return model
     applied = parse(adapter, root)
     if applied.adapter is not None:
         raise ValueError(f"{text!r} names an adapter of an adapter")
-    return replace(_parse_repo(base.rstrip()), text=text, adapter=applied)
+    return replace(model, text=text, adapter=applied)
+
+
+def parse_stage(text: str) -> str:
+    """The name of a stage, which may be that of a folder as well. Raises ValueError with what is wrong."""
+    if not _STAGE.fullmatch(text) or len(text) > _LONGEST_NAME:
+        raise ValueError(f"{text!r} is no name for a stage: letters and digits, behind the first also `_`, `-` and `.`")
+    return text
 
 
 def parse_repo_id(text: str) -> str:

@@ -55,6 +55,7 @@ def prepared(
     seed = (recipe.seed or 0) if recipe.order == "shuffle" else None
     recipe = recipe.drawn()
     before = grown.continues if grown else None
+    progress.stage("reading headers")
     with ExitStack() as stack:
         opened, problems = open_all(recipe, pinning.remembered(recipe, output), progress, download)
         problems += _without_effect(recipe, options)
@@ -123,6 +124,7 @@ def _without_effect(recipe: Recipe, options: Options) -> Iterator[Problem]:
         "--device": options.device not in ("auto", "cpu"),
         "--save-steps": options.save_steps,
         "--keep-state": options.keep_state,
+        "--keep-stages": options.keep_stages,
         "--tasks": options.tasks is not None,
     }
     for name, given in asked.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 from dopkit import heads, steps
 from dopkit.adding.wanted import Addition, refuse_other_models
 from dopkit.merging import Earlier
+from dopkit.planning.outputs import STAGES
 from dopkit.preparing import Prepared, prepare
 from dopkit.progress import Progress
 from dopkit.writer import EVALUATION
@@ -48,6 +49,8 @@ def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
             for name in merged.side_files:
                 merged.side_file(name)  # a repository's files come into the cache one by one
             steps.carry_over(old.folder, folder, len(old.recipe.models))
+        if (old.folder / STAGES).is_dir():
+            shutil.copytree(old.folder / STAGES, folder / STAGES, dirs_exist_ok=True)
         with suppress(FileNotFoundError):
             shutil.copyfile(merged.side_file(EVALUATION), folder / EVALUATION)
 

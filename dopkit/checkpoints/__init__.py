@@ -13,7 +13,7 @@ from dopkit.checkpoints.shared import Shared
 from dopkit.refs import ModelRef
 
 __all__ = [
-    "AdapterCheckpoint", "Checkpoint", "IsAdapter", "OnlyPickles", "Shelf", "base_named", "open_beside",
+    "AdapterCheckpoint", "Checkpoint", "IsAdapter", "OnlyPickles", "Shared", "Shelf", "base_named", "open_beside",
     "open_checkpoint",
 ]  # fmt: skip
 
@@ -38,12 +38,18 @@ class Shelf:
         if ref.adapter is None:
             return self._open_plain(ref)
         base = self._open_plain(ref.without_adapter)
-        return open_adapter(ref, self._shared.setdefault(base.ref.key, Shared(base)))
+        return open_adapter(ref, self.shared(base))
 
     def _open_plain(self, ref: ModelRef) -> Checkpoint:
         if ref.key not in self._plain:
             self._plain[ref.key] = open_folder(ref, ref.folder) if ref.folder is not None else open_repository(ref)
         return self._plain[ref.key]
+
+    def shared(self, checkpoint: Checkpoint) -> Shared:
+        """The same model, for several to read together."""
+        if checkpoint.ref.key not in self._shared:
+            self._shared[checkpoint.ref.key] = Shared(checkpoint)
+        return self._shared[checkpoint.ref.key]
 
     def latest(self, checkpoint: Checkpoint) -> Checkpoint:
         """The same model, read together with the adapters that were opened on it."""

@@ -99,7 +99,7 @@ class AdapterCheckpoint(Checkpoint):
     def reads(self, name: str, rows: Rows | None) -> Iterator[Read]:
         change = self.changes.get(name)
         if change is None or change.whole is None:
-            yield from self.base.reads(name, rows)
+            yield self.base, name, rows
         else:
             yield self.adapter, change.whole, rows
         if change is not None and (rows is None or rows[0] == 0):  # they are held for the rows that follow

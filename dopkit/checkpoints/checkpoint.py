@@ -65,14 +65,21 @@ class Checkpoint(ABC):
     def fetch(self) -> None:  # noqa: B027 - a folder has nothing to fetch
         """Make the weights readable; called once, after the plan is accepted. Raises HubError."""
 
+    def forget(self) -> None:  # noqa: B027
+        """Let go of what is remembered of earlier reads."""
+
     @property
     def sources(self) -> tuple[Checkpoint, ...]:
         """What the model is read from, each downloaded by itself: an adapter and its base are two."""
         return (self,)
 
     def reads(self, name: str, rows: tuple[int, int] | None) -> Iterator[Read]:
-        """What reading a tensor, or some rows of it, reads of which source."""
+        """What reading a tensor, or some rows of it, reads of which source; of itself where nothing lies behind it."""
         yield self, name, rows
+
+    def pieces(self, name: str, rows: tuple[int, int] | None) -> Iterator[tuple[int, int] | None]:
+        """The rows in which such a read is made, one after another: ``reads`` and ``remembers`` are of each of them."""
+        yield rows
 
     def expect(self, reads: Sequence[tuple[str, tuple[int, int] | None]], budget: int) -> None:  # noqa: B027
         """What is going to be read, in this order, and how many bytes of it may be held in memory ahead of time.

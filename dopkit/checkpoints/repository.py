@@ -44,6 +44,7 @@ class HubCheckpoint(Checkpoint):
         self._hashes: Mapping[str, str] = listing.hashes
         self._remotes = remotes  # whose addresses may be known from reading headers
         self._weight_files = sorted({spec.file for spec in specs.values()})
+        self._streamed: StreamedCheckpoint | None = None
         self._weights: SafetensorsFiles | PickledFiles | None = None
         self._fetching = threading.Lock()
 
@@ -59,9 +60,11 @@ class HubCheckpoint(Checkpoint):
         missing = self.missing
         if not missing:
             return self
-        stored = self._paths(file for file in self._weight_files if file not in missing)
-        remotes = {file: self._remotes[file] for file in missing}
-        return StreamedCheckpoint(self, remotes, SafetensorsFiles(stored))
+        if self._streamed is None:  # one for all who read the model
+            stored = self._paths(file for file in self._weight_files if file not in missing)
+            remotes = {file: self._remotes[file] for file in missing}
+            self._streamed = StreamedCheckpoint(self, remotes, SafetensorsFiles(stored))
+        return self._streamed
 
     def fetch(self) -> None:
         """Bring the weight files into the cache. Raises HubError, and CheckpointError when one there is damaged."""

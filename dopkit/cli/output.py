@@ -75,6 +75,12 @@ def merge_options(command: Command) -> Command:
     return command
 
 
+def keep_stages_option(command: Command) -> Command:
+    """``--keep-stages``, of ``run`` and ``plan``."""
+    told = "Keep the models that the recipe merges on the way, in OUT/stages."
+    return click.option("--keep-stages", is_flag=True, help=told)(command)
+
+
 def cut_as_published(origin: ModelRef | None, how: dict[str, Any]) -> None:
     """A published merge is made again in files of the size it has, unless another size is asked for."""
     context = click.get_current_context()

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from dopkit.cli.output import cut_as_published, json_option, merge_options, show_json, table
+from dopkit.cli.output import cut_as_published, json_option, keep_stages_option, merge_options, show_json, table
 from dopkit.errors import count
 from dopkit.units import show_shape, show_size
 
@@ -14,6 +14,7 @@ from dopkit.units import show_shape, show_size
 @click.command(short_help="Show what a merge would do and need.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
+@keep_stages_option
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="List every tensor: role, rule, place.")
 def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any) -> None:
@@ -35,6 +36,7 @@ def show(made: Any, as_json: bool, verbose: bool) -> None:
     if as_json:
         show_json(as_data(made))
         return
+    _stages(made)
     _sources(made)
     _layers(made.recipe.parts)
     _rules(made)
@@ -54,8 +56,17 @@ def _disk(made: Any) -> str:
     model = f"{show_size(made.output_bytes)} of disk in {count(len(made.shards), 'file')}"
     steps, state = made.output_bytes * (len(made.written_steps) - 1), sum(shard.size for shard in made.state_shards)
     unscaled = sum(shard.size for shard in made.unscaled_shards) * len(made.written_steps)
-    parts = {"for earlier steps": steps, "for the state": state, "while it merges": unscaled}
+    stages = sum(stage.plan.output_bytes for stage in made.stages.values()) if made.keeps_stages else 0
+    parts = {"for the stages": stages, "for earlier steps": steps, "for the state": state, "while it merges": unscaled}
     return ", ".join([model, *(f"{show_size(nbytes)} {what}" for what, nbytes in parts.items() if nbytes)])
+
+
+def _stages(made: Any) -> None:
+    """What is merged on the way."""
+    for name, stage in made.stages.items():
+        click.echo(f"stage {name}:")
+        _sources(stage.plan)
+        _layers(stage.plan.recipe.parts)
 
 
 def _sources(made: Any) -> None:
@@ -166,6 +177,12 @@ def as_data(made: Any) -> dict[str, Any]:
         "base": made.donor.ref.text if made.recipe.base_model else None,
         "models": [source.ref.text for source in made.models],
         "companions": [{name: beside.ref.text for name, beside in own.items()} for own in made.companions],
+        "stages": [
+            {"name": name, "method": stage.plan.recipe.merge_method}
+            | {"base": stage.plan.donor.ref.text if stage.plan.recipe.base_model else None}
+            | {"models": [source.ref.text for source in stage.plan.models]}
+            for name, stage in made.stages.items()
+        ],
         "continues": made.continues and _continues(made.continues),
         "tensors": [
             {"name": job.name, "canonical": job.canonical, "shape": list(job.shape), "dtype": job.dtype}

@@ -7,13 +7,21 @@ from typing import Any
 import click
 
 from dopkit.cli.eval import show_scores
-from dopkit.cli.output import cut_as_published, merge_options, printable, show_json, watching_options
+from dopkit.cli.output import (
+    cut_as_published,
+    keep_stages_option,
+    merge_options,
+    printable,
+    show_json,
+    watching_options,
+)
 from dopkit.cli.push import publishing_options, read_publishing, report
 
 
 @click.command(short_help="Merge, or finish an interrupted merge.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
+@keep_stages_option
 @publishing_options
 @watching_options
 def run(

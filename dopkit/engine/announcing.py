@@ -16,14 +16,30 @@ Read = tuple[Checkpoint, str, Rows | None]  # no rows: the whole tensor
 def announce(reads: Iterable[Read], budget: int) -> None:
     """Tell the models that are streamed what will be read of them, and what each may hold of it ahead of time."""
     expected: dict[Checkpoint, list[tuple[str, Rows | None]]] = {}
-    for checkpoint, name, rows in reads:
-        for source, tensor, part in checkpoint.reads(name, rows):
+    last: dict[Checkpoint, tuple[str, Rows | None]] = {}
+    for read in reads:
+        for source, tensor, part in _behind(read, last):
             if source.streams:
-                known = expected.setdefault(source, [])
-                if not (source.remembers and known and known[-1] == (tensor, part)):
-                    known.append((tensor, part))
+                expected.setdefault(source, []).append((tensor, part))
+    for checkpoint in last:
+        checkpoint.forget()  # what was read before does not count
     for checkpoint, own in expected.items():
         checkpoint.expect(own, budget // len(expected))
+
+
+def _behind(read: Read, last: dict[Checkpoint, tuple[str, Rows | None]]) -> Iterator[Read]:
+    """What a read comes to in the end; ``last`` is what was read before of each model that remembers."""
+    checkpoint, name, rows = read
+    for piece in checkpoint.pieces(name, rows):
+        if checkpoint.remembers:
+            if last.get(checkpoint) == (name, piece):
+                continue
+            last[checkpoint] = name, piece
+        for inner in checkpoint.reads(name, piece):
+            if inner[0] is checkpoint:
+                yield inner
+            else:
+                yield from _behind(inner, last)
 
 
 def requests(reads: Iterable[Read]) -> Iterator[Request]:

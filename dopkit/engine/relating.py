@@ -21,6 +21,7 @@ from dopkit.linalg import spectra
 from dopkit.places import place_of
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.building import OVERHEAD_BYTES, READ_AHEAD_BYTES
+from dopkit.planning.staging import reading_bytes
 from dopkit.progress import Progress
 from dopkit.relations import Products, Relations, TensorRelations
 from dopkit.roles import Role
@@ -73,7 +74,8 @@ def memory_bytes(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint], ra
     largest = max((one.working_bytes for one in work), default=0)
     # One read is always ahead, however large: with ranks, a whole matrix.
     ahead = max((one.donor.specs[one.job.donor].nbytes for one in work if one.has_ranks), default=0)
-    return largest + max(READ_AHEAD_BYTES, ahead) + OVERHEAD_BYTES + plan.stream_bytes
+    reading = max((reading_bytes(plan.donor, plan.models, one.job) for one in work), default=0)
+    return largest + reading + max(READ_AHEAD_BYTES, ahead) + OVERHEAD_BYTES + plan.stream_bytes
 
 
 def _all_work(plan: Plan, donor: Checkpoint, models: Sequence[Checkpoint], energy: float | None) -> list[_Work]:

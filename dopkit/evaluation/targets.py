@@ -91,8 +91,8 @@ def _sources(folder: Path, foreign: bool) -> tuple[ModelRef | None, list[ModelRe
     if not path.is_file():
         return None, []
     recipe = load_recipe(path)
-    models = [entry.model for entry in recipe.models]
-    base = recipe.base_model
+    models = [entry.model for entry in recipe.models if entry.model.stage is None]
+    base = recipe.base_model if recipe.base_model is None or recipe.base_model.stage is None else None
     if foreign:
         models, base = [ref for ref in models if not ref.local], None if base is None or base.local else base
     return base, models

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dopkit import layout
 from dopkit.methods import Scale
@@ -19,6 +21,9 @@ from dopkit.planning.heads import Head
 from dopkit.planning.jobs import BLOCK_ELEMENTS, Input, TensorJob
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
+
+if TYPE_CHECKING:
+    from dopkit.planning.matching import Model
 
 __all__ = [
     "ARITHMETIC",
@@ -30,6 +35,7 @@ __all__ = [
     "Input",
     "Plan",
     "Source",
+    "Staged",
     "TensorJob",
 ]
 
@@ -47,6 +53,15 @@ class Adapted:
 
 
 @dataclass(frozen=True)
+class Staged:
+    """What the plan knows of an input that is merged by a recipe of its own."""
+
+    plan: Plan
+    donor: Model  # with the config of the stage
+    models: tuple[Model, ...]  # that it reads, each once
+
+
+@dataclass(frozen=True)
 class Source:
     """One input model as the plan records it. Of an adapter, what is to be downloaded is that of the adapter alone."""
 
@@ -60,11 +75,32 @@ class Source:
     missing: frozenset[str] = frozenset()  # the weight files that are not here
     adapted: Adapted | None = None
     gathered: frozenset[str] = frozenset()  # tensors whose rows are put in the order of another vocabulary
+    staged: Staged | None = None
+    remembered: bool = False  # the part that was read last is held in memory, for others that read it as well
 
     @property
     def parts(self) -> tuple[Source, ...]:
-        """What is downloaded by itself: the source, and the base that it is an adapter of."""
-        return (self,) if self.adapted is None else (self, self.adapted.base)
+        """What is downloaded by itself: the source, and the base that it is an adapter of; all that a stage reads."""
+        if self.staged is not None:
+            plan = self.staged.plan
+            return tuple(part for source in (plan.donor, *plan.models) for part in source.parts)
+        return (self,) if self.adapted is None else (self, *self.adapted.base.parts)
+
+    @property
+    def refs(self) -> tuple[ModelRef, ...]:
+        """The models that it comes from and that were there before: itself, or base and adapter, or those of a stage.
+
+        Each once.
+        """
+        own = () if self.ref.adapter is None else (self.ref.adapter,)
+        if self.staged is not None:
+            plan = self.staged.plan
+            found = [ref for source in (plan.donor, *plan.models) for ref in source.refs]
+        elif self.adapted is not None:
+            found = [*self.adapted.base.refs, *own]
+        else:
+            found = list(self.ref.parts)
+        return tuple({ref.key: ref for ref in found}.values())
 
 
 @dataclass(frozen=True)
@@ -96,6 +132,7 @@ class Plan:
     keeps_steps: bool = False  # the models of earlier steps are written as well
     keeps_state: bool = False  # the state of every fold is written as well, so that `add` is exact
     continues: Continuation | None = None
+    keeps_stages: bool = False  # its stages are written as well, as models of their own
     heads: tuple[Head, ...] = ()  # kept beside the merged backbone
     # For each stack that is put together from slices, the layer of the first source that each of its layers is.
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -111,7 +148,19 @@ class Plan:
         unscaled = sum(shard.size for shard in self.unscaled_shards) * len(self.written_steps)
         state = sum(shard.size for shard in self.state_shards)
         heads = sum(head.nbytes for head in self.heads)
-        return self.output_bytes * len(self.written_steps) + unscaled + state + heads
+        stages = sum(stage.plan.output_bytes for stage in self.stages.values()) if self.keeps_stages else 0
+        return self.output_bytes * len(self.written_steps) + unscaled + state + heads + stages
+
+    @cached_property
+    def stages(self) -> Mapping[str, Staged]:
+        """The stages that it reads, by their names, each behind those that it reads itself."""
+        found: dict[str, Staged] = {}
+        for source in (self.donor, *self.models):
+            base = source if source.adapted is None else source.adapted.base
+            if base.staged is not None and base.ref.stage is not None:
+                found |= base.staged.plan.stages
+                found[base.ref.stage] = base.staged
+        return found
 
     @property
     def merged_models(self) -> tuple[Source, ...]:
@@ -187,26 +236,44 @@ class Plan:
             result[job.rule.name] = (tensors + 1, nbytes + job.nbytes)
         return result
 
+    @cached_property
+    def by_name(self) -> Mapping[str, TensorJob]:
+        """The jobs by the names of the tensors that they make."""
+        return {job.name: job for job in self.jobs}
+
+    @cached_property
+    def identity(self) -> str:
+        """Equal for two plans that merge the same weights in the same way, wherever they lie."""
+        written = [[job.dtype, *job.shape] for job in self.jobs]
+        facts = self._facts([source.identity for source in (self.donor, *self.models)])
+        tokens = self.recipe.tokenizer and self.recipe.tokenizer.to_data(Path("/"))
+        return hashlib.sha256(json.dumps([facts, written, tokens], sort_keys=True).encode()).hexdigest()
+
     def fingerprint(self, engine: str) -> str:
         """Equal for two plans that give the same bytes with the same ``engine`` (device kind, torch version)."""
-        recipe = self.recipe
-        facts = {
-            "arithmetic": ARITHMETIC,
+        facts = self._facts([source.state for source in (self.donor, *self.models)]) | {
             "engine": engine,
+            "shards": [[shard.file, hashlib.sha256(shard.header).hexdigest()] for shard in self.shards],
+        }
+        if self.companions:
+            facts["companions"] = [{name: source.state for name, source in own.items()} for own in self.companions]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _facts(self, sources: list[str]) -> dict[str, Any]:
+        """What decides the values of the result; ``sources`` are the donor and the models in their present state."""
+        recipe = self.recipe
+        return {
+            "arithmetic": ARITHMETIC,
             "method": [recipe.merge_method, recipe.parameters.in_force()],
             "seed": (recipe.seed or 0) if recipe.method.random else None,
             "steps": [entry.parameters for entry in recipe.models],
-            "donor": self.donor.state,
-            "models": [source.state for source in self.models],
+            "donor": sources[0],
+            "models": sources[1:],
             "continues": (on := self.continues) and [on.step, on.scale, on.kept, *on.norms],
             "settings": recipe.settings_data(),
             "jobs": [
                 [job.name, job.role, job.rule.name, job.base, *((one.model, one.name) for one in job.inputs)]
                 for job in self.jobs
             ],
-            "shards": [[shard.file, hashlib.sha256(shard.header).hexdigest()] for shard in self.shards],
             "heads": [[head.name, *(spec.name for spec in head.tensors)] for head in self.heads],
         }
-        if self.companions:
-            facts["companions"] = [{name: source.state for name, source in own.items()} for own in self.companions]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from dopkit import layout
 from dopkit.errors import PlanError, Problem, count
-from dopkit.planning import Continuation, Plan, matching, streaming
+from dopkit.planning import Continuation, Plan, Source, TensorJob, matching, streaming
 from dopkit.planning.adapters import making_bytes
 from dopkit.planning.companions import attach
 from dopkit.planning.making import make_jobs
 from dopkit.planning.matching import Model
+from dopkit.planning.staging import reading_bytes
 from dopkit.planning.targets import Making
 from dopkit.recipe import Recipe
 from dopkit.units import show_size
@@ -46,6 +47,7 @@ class Wanted:
     steps: bool = False  # the models of earlier steps
     state: bool = False  # of every fold
     continues: Continuation | None = None
+    stages: bool = False  # as models of their own, and read from there
 
 
 def build(
@@ -83,6 +85,8 @@ def build(
     if wanted.state and not recipe.method.grows:
         what = f"{recipe.merge_method} merges all models at once: it keeps no state to go on from"
         work.problems.append(Problem("", what, "Leave out --keep-state."))
+    if wanted.stages and not recipe.stages:
+        work.problems.append(Problem("", "the recipe has no stages to keep", "Leave out --keep-stages."))
     if recipe.parts and (wanted.steps or wanted.state):
         what = "layers put together from slices have no steps and no state to keep"
         work.problems.append(Problem("", what, "Leave out --save-steps, --keep-state and --tasks."))
@@ -94,24 +98,25 @@ def build(
         work.problems += more
     if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
         work.notes.append(f"arithmetic is in float32; `dtype: {recipe.dtype}` gives way to `out_dtype`")
+    sources = tuple(model.source for model in models)
     shards = layout.lay_out([(job.name, job.dtype, job.shape) for job in work.jobs], max_shard_size)
     by_name = {job.name: job for job in work.jobs}
     plan = Plan(
         recipe=work.recipe,
         seed=seed,
         donor=donor.source,
-        models=tuple(model.source for model in models),
+        models=sources,
         jobs=tuple(by_name[tensor.name] for shard in shards for tensor in shard.tensors),
         shards=shards,
         dropped=tuple(work.dropped),
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
-        memory_bytes=max((job.working_bytes + making_bytes(donor, models, job) for job in work.jobs), default=0)
-        + _AROUND_A_JOB,
+        memory_bytes=max((_job_bytes(donor.source, sources, job) for job in work.jobs), default=0) + _AROUND_A_JOB,
         companions=tuple({name: model.source for name, model in own.items()} for own in companions if beside),
         keeps_steps=wanted.steps,
         keeps_state=wanted.state,
         continues=wanted.continues,
+        keeps_stages=wanted.stages,
         heads=work.heads,
         layers=work.layers,
     )
@@ -124,6 +129,10 @@ def build(
     if work.problems:
         raise PlanError(f"cannot merge: {count(len(work.problems), 'problem')}", work.problems)
     return plan
+
+
+def _job_bytes(donor: Source, sources: Sequence[Source], job: TensorJob) -> int:
+    return job.working_bytes + making_bytes(donor, sources, job) + reading_bytes(donor, sources, job)
 
 
 def _room_problems(plan: Plan, room: Room) -> list[Problem]:

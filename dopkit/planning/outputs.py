@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dopkit import layout
 from dopkit.planning.jobs import TensorJob
 
-STEPS, STATE, UNSCALED = "steps", "state", "unscaled"  # sub-folders of the output
+STEPS, STATE, UNSCALED, STAGES = "steps", "state", "unscaled", "stages"  # sub-folders of the output
 
 
 def step_folder(step: int) -> str:

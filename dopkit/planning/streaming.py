@@ -5,11 +5,12 @@ Streamed weights are read over the network while they are merged, and never stor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from dopkit.planning import Plan, Source
 from dopkit.planning.matching import Model
+from dopkit.specs import TensorSpec
 from dopkit.units import show_size
 
 # Bytes held ahead of their turn: by itself, when memory is short, and at most when the user says how much to use.
@@ -18,6 +19,8 @@ STREAM_BYTES = 72_000_000
 LEAST_STREAM_BYTES = 16_000_000
 MOST_STREAM_BYTES = 2_000_000_000
 STREAM_OVERHEAD_BYTES = 20_000_000  # of threads and connections; measured
+
+_Needed = dict[tuple[str, ...], dict[str, int]]  # bytes of a source's tensors, by its key
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,22 @@ def decide(plan: Plan, models: Iterable[Model], room: StreamRoom, wanted: bool) 
             return plan
         what = f"{show_size(plan.download_bytes)} of downloads do not fit where there is {show_size(max(0, room.disk))}"
         notes = (*notes, f"{what}, so the weights are streamed")
-    pickled = [model for model in by_key.values() if model.source.ref.repo and _is_pickled(model)]
+    pickled = [model for model in _real(by_key.values()) if model.source.ref.repo and _is_pickled(model)]
     kept = ".bin files cannot be streamed, so they stay in the cache"
     notes += tuple(f"{model.source.ref.short}: {kept}" for model in pickled)
-    needed = _needed(plan, by_key.values())
+    needed: _Needed = {}
+    _need(plan, by_key.values(), None, needed)
 
     def streamed(source: Source) -> Source:
         adapted = source.adapted and replace(source.adapted, base=streamed(source.adapted.base))
-        return replace(source, download_bytes=needed.get(source.ref.key, 0), adapted=adapted)
+        staged = source.staged
+        if staged is not None:
+            inner = replace(
+                staged.plan, donor=streamed(staged.plan.donor), models=tuple(map(streamed, staged.plan.models))
+            )
+            staged = replace(staged, plan=inner)
+        nbytes = sum(needed.get(source.ref.key, {}).values())
+        return replace(source, download_bytes=nbytes, adapted=adapted, staged=staged)
 
     def twice(source: Source) -> Source:
         """A companion that is measured before it is merged with is read once for either."""
@@ -79,28 +90,46 @@ def _is_pickled(model: Model) -> bool:
     return any(spec.offset < 0 for spec in model.specs.values())
 
 
-def _needed(plan: Plan, models: Iterable[Model]) -> dict[tuple[str, ...], int]:
-    """Bytes of the tensors that are read of each source and are not here.
+def _real(models: Iterable[Model]) -> Iterator[Model]:
+    """The models that exist already: those of the stages instead of them; each once."""
+    waiting, seen = list(models), set()
+    for model in waiting:
+        if model.source.staged is not None:
+            waiting += model.source.staged.models
+        elif model.source.ref.key not in seen:
+            seen.add(model.source.ref.key)
+            yield model
 
-    A part that several models stand on is read once for all of them.
+
+def _need(plan: Plan, models: Iterable[Model], wanted: Collection[str] | None, found: _Needed) -> None:
+    """Add the bytes of the tensors that are read of each source and are not here, by source and tensor.
+
+    ``wanted`` are the tensors of the plan's result that are made; None for all of it. A part that several models stand
+    on is read once for all of them.
     """
-    found: dict[tuple[str, ...], dict[str, int]] = {}
     for model in models:
-        source, adapted = model.source, model.source.adapted
-        for name in set(_names_read(plan, model)):
-            spec = model.specs[name]
-            of_base = adapted is not None and name not in adapted.whole
-            holder = adapted.base if adapted is not None and of_base else source
-            if spec.file in holder.missing:
-                found.setdefault(holder.ref.key, {})[name] = spec.nbytes
-            if adapted is not None and source.missing:
-                found.setdefault(source.ref.key, {})[name] = adapted.factors.get(name, 0)
-    return {key: sum(sizes.values()) for key, sizes in found.items()}
+        _need_of(model.source, model.specs, set(_names_read(plan, model, wanted)), found)
 
 
-def _names_read(plan: Plan, model: Model) -> Iterator[str]:
+def _need_of(source: Source, specs: Mapping[str, TensorSpec], names: Collection[str], found: _Needed) -> None:
+    adapted = source.adapted
+    if source.staged is not None:
+        _need(source.staged.plan, source.staged.models, names, found)
+        return
+    if adapted is not None:
+        _need_of(adapted.base, specs, [name for name in names if name not in adapted.whole], found)
+    for name in names:
+        if adapted is not None and source.missing:
+            found.setdefault(source.ref.key, {})[name] = adapted.factors.get(name, 0)
+        elif adapted is None and specs[name].file in source.missing:
+            found.setdefault(source.ref.key, {})[name] = specs[name].nbytes
+
+
+def _names_read(plan: Plan, model: Model, wanted: Collection[str] | None) -> Iterator[str]:
     key = model.source.ref.key
     for job in plan.jobs:
+        if wanted is not None and job.name not in wanted:
+            continue
         if job.base is not None and plan.donor.ref.key == key:
             yield job.base
         for one in job.inputs:

@@ -13,7 +13,7 @@ from dopkit.checkpoints.adapter_config import CONFIG
 from dopkit.checkpoints.files import ADAPTER
 from dopkit.errors import HubError, OutputError, Problem
 from dopkit.planning.heads import FOLDER
-from dopkit.planning.outputs import STATE, STEPS
+from dopkit.planning.outputs import STAGES, STATE, STEPS
 from dopkit.progress import Progress
 from dopkit.publishing.place import PushOptions, local_sources, look, require_free, target_of
 from dopkit.refs import ModelRef
@@ -83,8 +83,10 @@ def push(
 
 def _sources(folder: Path) -> list[ModelRef]:
     done = receipt.read(folder)
-    listed = [*([done["base"]] if done["base"] else []), *done["models"], *done.get("companions", [])]
-    return [refs.parse(source["model"], folder) for source in listed]
+    stages = done.get("stages", [])
+    listed = [source for one in (done, *stages) for source in (one["base"], *one["models"]) if source]
+    names = [stage["name"] for stage in stages]
+    return [refs.parse(source["model"], folder, names) for source in (*listed, *done.get("companions", []))]
 
 
 def _outgoing(folder: Path, repo_id: str) -> list[hub.Outgoing]:
@@ -148,8 +150,10 @@ def _stale(remote: hub.Remote, outgoing: Iterable[hub.Outgoing]) -> list[str]:
 
 
 def _stays(name: str) -> bool:
-    """Whether a file is for this machine alone: hidden ones, and the models of earlier steps."""
-    return name.startswith((f"{STEPS}/", JOURNAL)) or any(part.startswith(".") for part in name.split("/"))
+    """Whether a file is for this machine alone: hidden ones, the models of earlier steps and of stages."""
+    return name.startswith((f"{STEPS}/", f"{STAGES}/", JOURNAL)) or any(
+        part.startswith(".") for part in name.split("/")
+    )
 
 
 def _goes_with(name: str, ours: Collection[str]) -> bool:

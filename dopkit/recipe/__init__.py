@@ -6,7 +6,7 @@ mergekit's words where the meaning is equal. What a recipe means for real checkp
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from dopkit import methods
 from dopkit.methods.parameters import Parameters
-from dopkit.recipe.document import write
+from dopkit.recipe.document import write_all
 from dopkit.recipe.layers import Part, parts_to_data
 from dopkit.recipe.settings import Place, filters, matches, possible, resolve, varies
 from dopkit.recipe.tokenizer import TokenizerSettings
@@ -73,6 +73,13 @@ class Override(_Frozen):
         return {**data, "parameters": parameters} if parameters else data
 
 
+class Stage(_Frozen):
+    """A model that is merged by a recipe of its own, for others to refer to."""
+
+    name: str
+    recipe: Recipe
+
+
 class Recipe(_Frozen):
     """A checked recipe. Make one with ``load_recipe`` or ``parse_recipe``; fields are as in the YAML file."""
 
@@ -96,6 +103,7 @@ class Recipe(_Frozen):
     chat_template: str | None = None  # auto, the name of one that is known, or a Jinja text
     output: Literal["model", "adapter"] = "model"
     rank: int | None = None  # the most that an adapter gets for each module
+    stages: tuple[Stage, ...] = ()  # that this one needs, each behind those that it needs itself
     notes: tuple[str, ...] = ()  # what of the file was left out, and why; no part of the recipe
     # Where the result is published when asked to. No part of what is merged, so it is not written with it.
     repo_id: str | None = None
@@ -137,6 +145,26 @@ class Recipe(_Frozen):
     def companions(self) -> tuple[ModelRef, ...]:
         """What is read beside the models, each once."""
         return tuple({ref.key: ref for entry in self.models for ref in entry.companions.values()}.values())
+
+    @property
+    def documents(self) -> tuple[Recipe, ...]:
+        """The recipes of its stages, and this one."""
+        return (*(stage.recipe for stage in self.stages), self)
+
+    @property
+    def real_refs(self) -> tuple[ModelRef, ...]:
+        """Every model that exists before: those of its stages as well, but no stage, each once."""
+        refs = (ref for document in self.documents for ref in document.all_refs)
+        parts = (ref.adapter if ref.stage is not None else ref for ref in refs)
+        return tuple({ref.key: ref for ref in parts if ref is not None}.values())
+
+    def needed(self, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Those of ``stages`` that this recipe refers to, and those that they need themselves; in the same order."""
+        names = {ref.stage for ref in self.refs}
+        for stage in reversed(stages):
+            if stage.name in names:
+                names |= {ref.stage for ref in stage.recipe.refs}
+        return tuple(stage for stage in stages if stage.name in names)
 
     @property
     def settled(self) -> bool:
@@ -198,12 +226,14 @@ class Recipe(_Frozen):
 
         The order depends on the seed and the number of models alone; without a seed it is that of seed 0.
         """
+        stages = tuple(stage.model_copy(update={"recipe": stage.recipe.drawn()}) for stage in self.stages)
         if self.order == "given":
-            return self
+            return self if stages == self.stages else self.model_copy(update={"stages": stages})
         entries = list(self.models)
         random.Random(self.seed or 0).shuffle(entries)
         seed = (self.seed or 0) if self.method.random else None
-        return self.model_copy(update={"models": tuple(entries), "order": "given", "seed": seed})
+        changed = {"models": tuple(entries), "order": "given", "seed": seed, "stages": stages}
+        return self.model_copy(update=changed)
 
     def with_refs(self, pins: dict[ModelRef, ModelRef]) -> Recipe:
         """The same recipe with each reference that ``pins`` has, in whatever spelling, replaced by its pinned one."""
@@ -212,10 +242,15 @@ class Recipe(_Frozen):
         entries = tuple(entry.with_refs(by_key) for entry in self.models)
         base = by_key.get(self.base_model.key, self.base_model) if self.base_model else None
         parts = tuple(part.with_refs(by_key) for part in self.parts)
-        return self.model_copy(update={"base_model": base, "models": entries, "parts": parts, "tokenizer": tokenizer})
+        stages = tuple(stage.model_copy(update={"recipe": stage.recipe.with_refs(pins)}) for stage in self.stages)
+        changed = {"base_model": base, "models": entries, "parts": parts, "stages": stages, "tokenizer": tokenizer}
+        return self.model_copy(update=changed)
 
     def to_data(self, folder: Path) -> dict[str, Any]:
-        """The recipe as YAML data for a file that lies in ``folder``, with every parameter that is in force."""
+        """The recipe as YAML data for a file that lies in ``folder``, with every parameter that is in force.
+
+        Its stages are documents of their own: see ``to_documents``.
+        """
         data: dict[str, Any] = {"merge_method": self.merge_method}
         if self.base_model is not None:
             data["base_model"] = self.base_model.written_from(folder)
@@ -242,9 +277,17 @@ class Recipe(_Frozen):
             data["copy"] = list(self.copied)
         return data
 
+    def to_documents(self, folder: Path) -> list[dict[str, Any]]:
+        """The data of every document of such a file: the stages by their names, and this recipe last."""
+        stages = ({"name": stage.name, **stage.recipe.to_data(folder)} for stage in self.stages)
+        return [*stages, self.to_data(folder)]
+
     def to_yaml(self, folder: Path) -> str:
-        """The recipe as a YAML text for a file that lies in ``folder``."""
-        return write(self.to_data(folder))
+        """The recipe with its stages as a YAML text for a file that lies in ``folder``."""
+        return write_all(self.to_documents(folder))
+
+
+Stage.model_rebuild()
 
 
 def _written(wide: Recipe | Override) -> dict[str, Any]:

@@ -63,6 +63,10 @@ def _without(data: Any, idle: dict[str, str], notes: list[str], inside: bool = F
 
 def is_mergekits(recipe: Recipe) -> bool:
     """Whether mergekit would take it as well, as far as methods and keys go."""
+    return all(map(_is_mergekits, recipe.documents))
+
+
+def _is_mergekits(recipe: Recipe) -> bool:
     own = recipe.overrides or recipe.copied or recipe.heads or recipe.order != "given" or recipe.output != "model"
     own = own or (recipe.tokenizer is not None and recipe.tokenizer.source == "first")
     return recipe.merge_method in METHODS and not own
@@ -70,6 +74,12 @@ def is_mergekits(recipe: Recipe) -> bool:
 
 def differences(recipe: Recipe) -> Iterator[str]:
     """What mergekit 0.1.5 makes otherwise of a recipe that it takes as well, as sentences without a full stop."""
+    for stage in recipe.stages:
+        yield from (f"stage {stage.name}: {what}" for what in _differences(stage.recipe))
+    yield from _differences(recipe)
+
+
+def _differences(recipe: Recipe) -> Iterator[str]:
     method, parameters = recipe.merge_method, recipe.parameters
     if recipe.dtype in ("float16", "bfloat16"):
         yield f"the arithmetic is in float32 and rounded once at the end; mergekit reads and computes in {recipe.dtype}"

@@ -7,6 +7,7 @@ and no file that unfolds into more than it says (alias bombs).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -18,6 +19,7 @@ from dopkit.errors import Problem, RecipeError
 MOST_CHARACTERS = 300_000
 MOST_NODES = 20_000
 MOST_DEPTH = 40
+MOST_DOCUMENTS = 100
 _TOO_LARGE = "the file is too large or too deeply nested for a recipe (aliases count each time)"
 
 Path = tuple[str | int, ...]
@@ -85,21 +87,48 @@ def text_of(path: FilePath, kind: str, remedy: str = "") -> str:
 
 def read(text: str) -> Document:
     """Parse ``text``; what is wrong with it as YAML is in ``problems``, and ``data`` is then None."""
-    document = Document()
+    first, *others = read_all(text)
+    if others:
+        first.problems.append(Problem(f"line {others[0].line(())}", "a second document has no place here"))
+        first.data = None
+    return first
+
+
+def read_all(text: str) -> list[Document]:
+    """Parse every document of ``text``, those that hold nothing left out: at least one.
+
+    What is wrong with any as YAML is in the ``problems`` of the first, and no document then has ``data``.
+    """
+    documents: list[Document] = []
+    problems: list[Problem] = []
+    nodes = 0  # of all documents
     try:
         if len(text) > MOST_CHARACTERS:
             raise _TooLarge
         loader = _Loader(text)
-        root = loader.get_single_node()
-        if root is not None:
-            document.data = _value(loader, root, (), document)
+        while loader.check_node():
+            document = Document(nodes=nodes)
+            node = loader.get_node()
+            assert node is not None, "there is one"
+            document.data = _value(loader, node, (), document)
+            nodes = document.nodes
+            problems += document.problems
+            if document.data is not None or document.problems:
+                documents.append(document)
+            if len(documents) > MOST_DOCUMENTS:
+                raise _TooLarge
     except yaml.YAMLError as error:
-        document.problems.append(_not_yaml(error, text))
+        problems.append(_not_yaml(error, text))
     except (_TooLarge, RecursionError):
-        document.problems.append(Problem("line 1", _TOO_LARGE))
-    if document.problems:
-        document.data = None
-    return document
+        problems.append(Problem("line 1", _TOO_LARGE))
+    if problems:
+        return [Document(problems=problems)]
+    return documents or [Document()]
+
+
+def write_all(documents: Sequence[Any]) -> str:
+    """Several documents as one YAML text; ``read_all`` gives them back."""
+    return "---\n".join(map(write, documents))
 
 
 def write(data: Any) -> str:

@@ -1,6 +1,7 @@
 """From a YAML file to a Recipe, or to every one of its problems with its line.
 
-Two readings of one document: pydantic judges the recipe's own keys, the method's model judges its parameters.
+A file may hold several documents (``stages``). Two readings of each: pydantic judges the recipe's own keys, the
+method's model judges its parameters.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from pydantic import ValidationError
 from dopkit import methods
 from dopkit.errors import DopkitError, Problem, RecipeError, count
 from dopkit.methods.parameters import Parameters
-from dopkit.recipe import ModelEntry, Override, Recipe
+from dopkit.recipe import ModelEntry, Override, Recipe, stages
 from dopkit.recipe.dialect import without_idle
-from dopkit.recipe.document import Document, read, text_of
+from dopkit.recipe.document import Document, read_all, text_of
 from dopkit.recipe.document import Path as YamlPath
 from dopkit.recipe.judging import Given, Judge, Settings
 from dopkit.recipe.keys import PLAIN, File, as_list, known_keys, unknown, wrong
@@ -41,16 +42,20 @@ def load_recipe(path: str | Path) -> Recipe:
 
 def parse_recipe(text: str, name: str = "merged", folder: str | Path = ".", shown: str = "the recipe") -> Recipe:
     """Check a recipe given as YAML text; relative folders are meant from ``folder``. Raises RecipeError."""
-    document = read(text)
-    problems = list(document.problems)
-    if not problems and not isinstance(document.data, dict):
-        problems = [Problem("line 1", f"a recipe is a mapping of keys; {_INIT}")]
+    documents = read_all(text)
+    problems = list(documents[0].problems)
     if not problems:
-        reading = _Reading(document, Path(folder))
-        recipe = reading.recipe(name)
-        if recipe is not None:
+        what = f"a recipe is a mapping of keys; {_INIT}"
+        problems = [one.problem((), what) for one in documents if not isinstance(one.data, dict)]
+    if not problems:
+        names, several = stages.names_of(documents), len(documents) > 1
+        readings = [_Reading(document, Path(folder), names, several) for document in documents]
+        parts = [reading.part(name) for reading in readings]
+        recipe, problems = stages.joined(parts)
+        problems += [problem for reading in readings for problem in reading.problems]
+        if recipe is not None and not problems:
             return recipe
-        problems = sorted(dict.fromkeys(reading.problems), key=_line)
+        problems = sorted(dict.fromkeys(problems), key=_line)
     raise RecipeError(f"{shown} has {count(len(problems), 'problem')}", problems)
 
 
@@ -61,17 +66,22 @@ def _line(problem: Problem) -> int:
 class _Reading:
     """One pass over one document, collecting problems."""
 
-    def __init__(self, document: Document, folder: Path) -> None:
+    def __init__(self, document: Document, folder: Path, names: frozenset[str], several: bool) -> None:
         self.document = document
-        self.folder = folder
+        self.folder, self.names = folder, names
         self.problems: list[Problem] = []
         self.notes: list[str] = []
         self.data: dict[str, Any] = without_idle(document.data, self.notes)
         self.meant: set[str] = set()  # keys that a misspelt one was probably meant to be
-        self.sources = SourceReading(self.data, folder, self.add)
+        self.sources = SourceReading(self.data, folder, self.add, names, several)
 
     def add(self, path: YamlPath, what: str) -> None:
         self.problems.append(self.document.problem(path, what))
+
+    def part(self, name: str) -> stages.Part:
+        """The document among the others of its file."""
+        recipe = self.recipe(name)
+        return stages.Part(self.document, stages.name_of(self.document), self.sources.uses, recipe)
 
     def recipe(self, name: str) -> Recipe | None:
         """The recipe, or None when there are problems."""
@@ -84,7 +94,7 @@ class _Reading:
             merged = [one for one in merged if one.ref.key != base.key]
         found = self._parameters(method, merged) if method else None
         known = [one.key for one in (*(one.ref for one in merged), *((base,) if base else ()))]
-        tokenizer = read_tokenizer(self.data, self.folder, known, self.add)
+        tokenizer = read_tokenizer(self.data, self.folder, known, self.add, self.names)
         overrides = list(self._overrides(method, merged))
         entries = self._entries(method, [one for one in self.sources.distinct() if one in merged])
         Whole(self.data, self.document, self.add, self.meant).judge(method, base, self.sources)

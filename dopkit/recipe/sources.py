@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dopkit import refs
+from dopkit.methods import suggestion
 from dopkit.recipe.document import Path as YamlPath
 from dopkit.recipe.judging import Given, Level
 from dopkit.recipe.keys import as_list, entry
@@ -18,10 +19,23 @@ KEYS = ("models", "slices", "modules")  # exactly one of them says what is merge
 
 
 class SourceReading:
-    """Reads the models of one document; those that can be read. ``unread`` tells whether there are others."""
+    """Reads the models of one document; those that can be read. ``unread`` tells whether there are others.
 
-    def __init__(self, data: dict[str, Any], folder: Path, add: Callable[[YamlPath, str], None]) -> None:
+    ``stages`` are the names of the documents that it may refer to, and ``uses`` where it does. Beside ``others`` a bare
+    name is that of one.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any],
+        folder: Path,
+        add: Callable[[YamlPath, str], None],
+        stages: frozenset[str] = frozenset(),
+        others: bool = False,
+    ) -> None:
         self._data, self._folder, self._add = data, folder, add
+        self._stages, self._others = stages, others
+        self.uses: list[tuple[str, YamlPath]] = []
         self.unread = False
         self.parts: tuple[Part, ...] = ()
         self.given = list(self._all())
@@ -31,10 +45,17 @@ class SourceReading:
         if not isinstance(value, str):
             return None
         try:
-            return refs.parse(value, self._folder)
+            ref = refs.parse(value, self._folder, self._stages)
         except ValueError as error:
             self._add(path, str(error))
             return None
+        if ref.stage is not None:
+            self.uses.append((ref.stage, path))
+        elif self._others and ref.repo is not None and "/" not in ref.repo and ref.revision is None:
+            hint = suggestion(ref.repo, sorted(self._stages)).strip()
+            what = f"no document is called {ref.repo!r} ({hint or 'but ' + ', '.join(sorted(self._stages))})"
+            self._add(path, f"{what}; write {ref.repo}@main for the Hub repository")
+        return ref
 
     def beside(self, given: Given, parameter: str) -> refs.ModelRef | None:
         """What a parameter of a model names that is read beside it: a file, a folder or a repository."""

@@ -5,7 +5,7 @@ mergekit's words. Knows no tokens and no files; what is in a tokenizer is read b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,11 +119,16 @@ class _TokenizerFile(_Strict):
 
 
 def read_tokenizer(
-    data: Mapping[str, Any], folder: Path, known: Sequence[tuple[str, ...]], add: Callable[[YamlPath, str], None]
+    data: Mapping[str, Any],
+    folder: Path,
+    known: Sequence[tuple[str, ...]],
+    add: Callable[[YamlPath, str], None],
+    stages: Collection[str] = (),
 ) -> TokenizerSettings | None:
     """The settings in a recipe's ``data``, relative folders meant from ``folder``; None when it has none, or is wrong.
 
-    ``known`` are the keys of the models that it merges. Every problem goes to ``add`` with its place.
+    ``known`` are the keys of the models that it merges, and ``stages`` the names of other documents. Every problem goes
+    to ``add`` with its place.
     """
     old, new = data.get("tokenizer_source"), data.get("tokenizer")
     if old is not None and new is not None:
@@ -133,19 +138,26 @@ def read_tokenizer(
     if value is None:
         return None
     if isinstance(value, str):
-        return _Reading(folder, known, lambda where, what: add((key,), what)).settings({"source": value})
+        return _Reading(folder, known, lambda where, what: add((key,), what), stages).settings({"source": value})
     if key == "tokenizer_source" or not isinstance(value, dict):
         more = ", or a mapping" if key == "tokenizer" else ""
         add((key,), f"{key}: is union, base, first or a model{more}")
         return None
-    return _Reading(folder, known, lambda where, what: add((key, *where), what)).settings(value)
+    return _Reading(folder, known, lambda where, what: add((key, *where), what), stages).settings(value)
 
 
 class _Reading:
     """One reading of the mapping, its problems told as they are found."""
 
-    def __init__(self, folder: Path, known: Sequence[tuple[str, ...]], add: Callable[[YamlPath, str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        known: Sequence[tuple[str, ...]],
+        add: Callable[[YamlPath, str], None],
+        stages: Collection[str],
+    ) -> None:
         self._folder, self._known, self._add, self._fine = folder, known, add, True
+        self._stages = stages
 
     def settings(self, value: Mapping[str, Any]) -> TokenizerSettings | None:
         try:
@@ -193,10 +205,13 @@ class _Reading:
 
     def _ref(self, text: str, path: YamlPath) -> ModelRef | None:
         try:
-            return refs.parse(text, self._folder)
+            ref = refs.parse(text, self._folder, self._stages)
         except ValueError as error:
             self._problem(path, str(error))
             return None
+        if ref.stage is not None and ref.key not in self._known:
+            self._problem(path, f"{ref} is a stage and none of the models that are merged here")
+        return ref
 
     def _problem(self, path: YamlPath, what: str) -> None:
         self._fine = False

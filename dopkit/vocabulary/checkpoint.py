@@ -76,16 +76,20 @@ class VocabularyCheckpoint(Checkpoint):
     def fetch(self) -> None:
         self._source.fetch()
 
+    def streamed(self) -> Checkpoint:
+        members = [member.streamed() for member in self._members]
+        return VocabularyCheckpoint(self._source.streamed(), members, self._pieces, self._names, self._side_files)
+
     def reads(self, name: str, rows: Rows | None) -> Iterator[Read]:
         """The mean of all rows is read at once when it is first needed, and not announced."""
         if name not in self._names:
-            yield from self._source.reads(name, rows)
+            yield self._source, name, rows
             return
         for piece in self._blocks(name, rows):
             for own, row in self._places(name, piece):
                 tensor = self._names[name][own]
                 assert tensor is not None
-                yield from self._members[own].reads(tensor, (row, row + piece.stop - piece.start))
+                yield self._members[own], tensor, (row, row + piece.stop - piece.start)
 
     def read(self, name: str, rows: Rows | None = None) -> torch.Tensor:
         import torch

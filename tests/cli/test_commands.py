@@ -98,6 +98,41 @@ def test_check_reads_the_recipe_alone(recipe: Path) -> None:
     assert missing.stderr == "there is no recipe nowhere.yaml\n  `dopkit init` writes one to start from\n"
 
 
+STAGES = """name: a
+merge_method: linear
+models: [{0}/e0, {0}/e1]
+parameters: {{weight: 1}}
+---
+merge_method: task_arithmetic
+base_model: {0}/base
+models: [a, {0}/e2]
+parameters: {{weight: 1}}
+"""
+
+
+def test_check_and_plan_tell_the_stages(recipe: Path, llama: Path) -> None:
+    recipe.write_text(STAGES.format(llama))
+    checked = invoke("check", "trio.yaml").stdout.splitlines()
+    assert checked[:2] == [
+        "trio.yaml is well-formed: task_arithmetic over 2 models beside the base",
+        "stage a: linear over 2 models",
+    ]
+    data = json.loads(invoke("check", "trio.yaml", "--json").stdout)
+    assert [stage["name"] for stage in data["stages"]] == ["a"] and data["recipe"]["models"][0] == "a"
+    planned = invoke("plan", "trio.yaml").stdout.splitlines()
+    assert planned[:2] == ["stage a:", "linear: weighted mean or sum of the models"]
+    assert [line.split()[:2] for line in planned[2:4]] == [["1", f"{llama}/e0"], ["2", f"{llama}/e1"]]
+    assert ["1", "a"] in [line.split()[:2] for line in planned[4:]]
+    kept = json.loads(invoke("plan", "trio.yaml", "--json", "--keep-stages").stdout)
+    assert kept["stages"] == [
+        {"name": "a", "method": "linear", "base": None, "models": [f"{llama}/e0", f"{llama}/e1"]}
+    ]  # fmt: skip
+    result = invoke("run", "trio.yaml", "-o", "out", "--keep-stages")
+    assert result.exit_code == 0 and Path("out/stages/a/model.safetensors").is_file()
+    steps = invoke("run", "trio.yaml", "-o", "out2", "--save-steps")
+    assert steps.exit_code == 0 and Path("out2/steps/01").is_dir()
+
+
 def test_methods(recipe: Path) -> None:
     known = sorted(dopkit.methods.BUILTIN)
     families = [part.splitlines() for part in invoke("methods").stdout.rstrip().split("\n\n")]

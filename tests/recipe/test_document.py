@@ -115,7 +115,7 @@ def test_every_part_knows_its_line() -> None:
         ("a: b: c", ["line 1: not valid YAML: mapping values are not allowed here"]),
         ("ok: 1\n\tb: 2", ["line 2: not valid YAML: found character '\\t' that cannot start any token"]),
         ("a: [1, 2\nb: 3", ["line 2: not valid YAML: expected ',' or ']', but got ':'"]),
-        ("a: 1\n---\nb: 2", ["line 2: not valid YAML: but found another document"]),
+        ("a: 1\n---\nb: 2", ["line 3: a second document has no place here"]),
         ("a: *x", ["line 1: not valid YAML: found undefined alias 'x'"]),
         ("a: 1\nb: \x00", ["line 2: not valid YAML: the character '\\x00' is not allowed"]),
         ("a: 1\nb: 2\na: 3\na: 4", [
