@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,9 @@ class StageCheckpoint(Checkpoint):
             result = parts.finished(base, merged)
             check_finite(job, result, self._inputs.of(job))
         except MergeError as error:
-            raise MergeError(f"stage {self.ref.text}: {error.headline}", error.problems) from error
+            shown = f"stage {self.ref.text}"
+            problems = [replace(one, place=": ".join(filter(None, (shown, one.place)))) for one in error.problems]
+            raise MergeError(error.headline, problems) from error
         return result.reshape((part[1] - part[0], *job.shape[1:]) if job.shape else ())
 
     def forget(self) -> None:
