@@ -7,31 +7,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from dopkit import hub, refs, skeleton
+from dopkit import hub, refs
 from dopkit.checkpoints import (
-    AdapterCheckpoint,
     Checkpoint,
     IsAdapter,
     OnlyPickles,
-    Shared,
     Shelf,
     base_named,
     open_beside,
 )
-from dopkit.checkpoints.files import module_weights
 from dopkit.engine.stage import StageCheckpoint
 from dopkit.errors import CheckpointError, DopkitError, Problem
-from dopkit.planning import Adapted, Source
-from dopkit.planning.matching import Model
-from dopkit.planning.towers import tower_config
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
-from dopkit.roles import Role
 from dopkit.units import show_size
 
 
@@ -201,104 +192,3 @@ def merged_twice(recipe: Recipe) -> Iterator[Problem]:
         if entry.model.key in seen:
             yield Problem(entry.model.short, "is listed twice, under two revisions that are one commit")
         seen.add(entry.model.key)
-
-
-def look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> dict[ModelRef, Model]:
-    """How each model's class sees its tensors. All are named in one way, so that they can be compared.
-
-    A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
-    A base that is more than the models are, a whole CLIP to their vision towers, is seen as what they are.
-    """
-    donor, headless = recipe.donor, recipe.headless
-    if towers := _as_towers(checkpoints, recipe):
-        return towers
-    config = checkpoints[donor].config
-    models = {donor: _look_at(checkpoints[donor], config, headless)}
-    by_name = models[donor].skeleton.fallback is not None
-    for ref, checkpoint in checkpoints.items():
-        if ref == donor:
-            continue
-        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config, headless)
-        if models[ref].skeleton.fallback and not by_name:
-            models[ref] = _look_at(checkpoint, config, headless)
-    return models
-
-
-def _as_towers(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> dict[ModelRef, Model] | None:
-    """All models, the base as the one of its towers that each of the others is; None where they are no towers of it."""
-    base, others = checkpoints[recipe.donor], [checkpoints[entry.model] for entry in recipe.models]
-    configs = [tower_config(base.config, other.config) for other in others]
-    if configs[0] is None or None in configs:
-        return None
-    models = {other.ref: _look_at(other, other.config, recipe.headless) for other in others}
-    seen = Model(source_of(base), base.specs, base.config, _tower(base, configs[0], recipe.headless))
-    beside = seen.skeleton.unknown
-    specs = {name: spec for name, spec in seen.specs.items() if name not in beside}
-    tower = replace(seen, specs=specs, config=configs[0], beside=tuple(sorted(beside)))
-    known = [canonical for model in models.values() for canonical in model.names if _of_backbone(model, canonical)]
-    if any(model.skeleton.fallback for model in (tower, *models.values())) or not tower.names.keys() >= set(known):
-        return None
-    return {recipe.donor: tower, **models}
-
-
-def _of_backbone(model: Model, canonical: str) -> bool:
-    name = model.names[canonical]
-    return name not in model.skeleton.unknown and model.role(name) is not Role.HEAD
-
-
-def _tower(whole: Checkpoint, config: Mapping[str, Any], headless: bool) -> skeleton.Skeleton:
-    return skeleton.build_tower(whole.config, config, _shapes(whole), headless)
-
-
-def look_at_companions(
-    companions: Mapping[ModelRef, Checkpoint], models: Mapping[ModelRef, Model], recipe: Recipe
-) -> list[dict[str, Model]]:
-    """What is read beside each of the recipe's models, by parameter: its tensors named as those of the model are."""
-    found = []
-    for entry in recipe.models:
-        model = models[entry.model]
-        config = models[recipe.donor].config if model.skeleton.fallback else model.config
-        found.append({
-            name: _look_at(companions[ref], config, recipe.headless) for name, ref in entry.companions.items()
-        })  # fmt: skip
-    return found
-
-
-def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:
-    seen = skeleton.build(config, _shapes(checkpoint), headless)
-    return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, seen)
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    return {name: spec.shape for name, spec in checkpoint.specs.items()}
-
-
-def source_of(checkpoint: Checkpoint) -> Source:
-    """What the plan records of an opened model."""
-    nbytes = sum(spec.nbytes for spec in checkpoint.specs.values())
-    adapted, own = None, checkpoint
-    staged = checkpoint.staged if isinstance(checkpoint, StageCheckpoint) else None
-    if isinstance(checkpoint, Shared) and isinstance(checkpoint.source, StageCheckpoint):
-        staged = checkpoint.source.staged
-    if isinstance(checkpoint, AdapterCheckpoint):
-        adapted = Adapted(source_of(checkpoint.base), checkpoint.factors, checkpoint.whole)
-        own = checkpoint.adapter
-    return Source(
-        checkpoint.ref,
-        checkpoint.identity,
-        checkpoint.state,
-        nbytes,
-        own.download_bytes,
-        (*checkpoint.notes, *_modules_note(checkpoint)),
-        complete=checkpoint.complete,
-        missing=own.missing,
-        adapted=adapted,
-        staged=staged,
-        remembered=isinstance(checkpoint, Shared),
-    )
-
-
-def _modules_note(checkpoint: Checkpoint) -> Iterator[str]:
-    if modules := module_weights(checkpoint.side_files):
-        what = "modules of sentence-transformers with weights of their own are not merged, the base's are taken"
-        yield f"{checkpoint.ref.short}: {what} ({', '.join(modules)})"

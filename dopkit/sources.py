@@ -14,15 +14,8 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.device import Devices
 from dopkit.engine.stage import StageCheckpoint
 from dopkit.errors import PlanError, Problem, count
-from dopkit.opening import (
-    RecipeShelf,
-    look_at_all,
-    look_at_companions,
-    merged_twice,
-    open_all,
-    open_companions,
-    pin_tokenizer,
-)
+from dopkit.looking import look_at_all, look_at_companions
+from dopkit.opening import RecipeShelf, merged_twice, open_all, open_companions, pin_tokenizer
 from dopkit.planning import Plan, Staged
 from dopkit.planning.building import Room, Wanted, build
 from dopkit.planning.matching import Model

@@ -11,8 +11,8 @@ from dopkit.adapting.ways import Way
 from dopkit.checkpoints import AdapterCheckpoint
 from dopkit.checkpoints.files import ADAPTER
 from dopkit.checkpoints.joining import Joined
+from dopkit.looking import source_of
 from dopkit.methods import FLOAT32
-from dopkit.opening import source_of
 from dopkit.planning import Continuation, Dropped, Plan, TensorJob
 from dopkit.planning.building import OVERHEAD_BYTES
 from dopkit.recipe import Recipe

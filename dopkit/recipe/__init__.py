@@ -7,80 +7,35 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import Field, SerializeAsAny
 
 from dopkit import methods
 from dopkit.methods.parameters import Parameters
 from dopkit.recipe.document import write_all
+from dopkit.recipe.entries import Frozen, ModelEntry, Override, validated, written
 from dopkit.recipe.layers import Part, parts_to_data
-from dopkit.recipe.settings import Place, filters, matches, possible, resolve, varies
+from dopkit.recipe.settings import Place, filters, matches, resolve, varies
 from dopkit.recipe.tokenizer import TokenizerSettings
 from dopkit.refs import ModelRef
 
 _SETTINGS: Any = {"parameters": True, "sources": {"__all__": {"parameters"}}}
 
+__all__ = ["Dtype", "ModelEntry", "Override", "Recipe", "Stage"]
+
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
-
-
-class ModelEntry(_Frozen):
-    """One model of the list, with what the recipe sets for the step that folds it in."""
-
-    model: ModelRef
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    companions: dict[str, ModelRef] = Field(default_factory=dict)  # what of the parameters names tensors beside it
-
-    def to_data(self, folder: Path) -> str | dict[str, Any]:
-        """The entry as YAML data for a file that lies in ``folder``."""
-        model, adapter = self.model.written_in_parts(folder)
-        parameters = {name: ref.written_from(folder) for name, ref in self.companions.items()} | self.parameters
-        if adapter is None and not parameters:
-            return model
-        parts = {"model": model} if adapter is None else {"model": model, "adapter": adapter}
-        return {**parts, "parameters": parameters} if parameters else parts
-
-    def with_refs(self, by_key: Mapping[tuple[str, ...], ModelRef]) -> ModelEntry:
-        """The same with each reference that ``by_key`` has the key of replaced."""
-        companions = {name: by_key.get(ref.key, ref) for name, ref in self.companions.items()}
-        changed = {"model": by_key.get(self.model.key, self.model), "companions": companions}
-        return self.model_copy(update=changed)
-
-
-class Override(_Frozen):
-    """Another method for the tensors that fall under a filter."""
-
-    filter: str
-    merge_method: str
-    parameters: SerializeAsAny[Parameters]
-    varying: dict[str, Any] = Field(default_factory=dict)  # as in Recipe
-
-    @property
-    def method(self) -> methods.Method:
-        return methods.find(self.merge_method)
-
-    def to_data(self) -> dict[str, Any]:
-        """The override as YAML data."""
-        data = {"filter": self.filter, "merge_method": self.merge_method}
-        whole = self.parameters.whole_model  # the recipe's own count
-        parameters = {name: value for name, value in _written(self).items() if name not in whole}
-        return {**data, "parameters": parameters} if parameters else data
-
-
-class Stage(_Frozen):
+class Stage(Frozen):
     """A model that is merged by a recipe of its own, for others to refer to."""
 
     name: str
     recipe: Recipe
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """A checked recipe. Make one with ``load_recipe`` or ``parse_recipe``; fields are as in the YAML file."""
 
     name: str  # of the recipe file without its suffix: what the output folder is called
@@ -219,7 +174,7 @@ class Recipe(_Frozen):
             found |= {name: value for name, value in own.items() if name in known}
         if found == wide.parameters.given():
             return wide.parameters
-        return _validated(kind, tuple(sorted(found.items())))
+        return validated(kind, tuple(sorted(found.items())))
 
     def drawn(self) -> Recipe:
         """The recipe with its models in the order they are merged in: the shuffle is drawn and written down.
@@ -258,7 +213,7 @@ class Recipe(_Frozen):
             data |= parts_to_data(self.parts, folder)
         else:
             data["models"] = [entry.to_data(folder) for entry in self.models]
-        if parameters := _written(self):
+        if parameters := written(self.parameters, self.varying):
             data["parameters"] = parameters
         if self.overrides:
             data["methods"] = [override.to_data() for override in self.overrides]
@@ -288,19 +243,3 @@ class Recipe(_Frozen):
 
 
 Stage.model_rebuild()
-
-
-def _written(wide: Recipe | Override) -> dict[str, Any]:
-    """Every parameter in force, as YAML data; without those that no value of a varying one leaves an effect."""
-    kind, given, data = type(wide.parameters), wide.parameters.given(), wide.parameters.in_force()
-    for name, setting in wide.varying.items():
-        for value in possible(setting):
-            unread = kind.unread({**data, name: value}).keys() - given.keys()
-            data = {key: kept for key, kept in data.items() if key not in unread}
-    return {**data, **wide.varying}
-
-
-@lru_cache(maxsize=4096)
-def _validated(kind: type[Parameters], found: tuple[tuple[str, Any], ...]) -> Parameters:
-    """One object for all tensors with the same parameters: a large model has tens of thousands."""
-    return kind.model_validate(dict(found))
