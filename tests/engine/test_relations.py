@@ -228,6 +228,8 @@ def test_memory_is_what_was_estimated_and_does_not_grow_with_the_number_of_model
     assert len(lines) == 2
     peaks = []
     for peak, estimate in (map(int, line.split()) for line in lines):
-        assert peak < estimate < (8 if ranks == "ranks" else 4) * tensor_bytes
+        # On a machine short of memory the kernel takes back pages of code, which are counted when they come again.
+        assert peak < estimate + (32 << 20)
+        assert estimate < (8 if ranks == "ranks" else 4) * tensor_bytes
         peaks.append(peak)
     assert peaks[1] < peaks[0] + 1.5 * tensor_bytes, peaks  # nine more models would be nine more
