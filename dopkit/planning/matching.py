@@ -211,10 +211,15 @@ def idle_among(recipe: Recipe, canonical: Iterable[str], other: Iterable[str]) -
             used = any(fnmatchcase(name, pattern) for name in known)
         else:
             used = settings.matches(pattern, names)
-        if not used:
-            hint = methods.suggestion(pattern, known).strip()
-            remedy = f"Patterns are held against canonical names ({hint or f'such as {known[0]}'})."
-            yield Problem("", f"{key}: no tensor is called {pattern!r}", remedy if known else "")
+        if used or not known:
+            continue
+        if key in ("copy", "exclude"):
+            what, words = f"{key}: no tensor is called {pattern!r}", known
+        else:
+            words = sorted({part for name in known for part in name.split(".") if not part.isdigit()})
+            what = f"{key}: the filter {pattern!r} takes in no tensor"
+        hint = methods.suggestion(pattern.strip("*."), words).strip()
+        yield Problem("", what, f"Patterns are held against canonical names ({hint or f'such as {known[0]}'}).")
 
 
 def matches(canonical: str, patterns: Iterable[str]) -> bool:

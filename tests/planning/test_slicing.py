@@ -75,7 +75,7 @@ def test_every_tensor_that_no_slice_takes_is_accounted_for(llamas: Path) -> None
         ("merge_method: linear\nparameters: {weight: 1}\nmodules: {layers: {models: [./a, ./b]}}\n",
          "no part under `modules` takes "),
         ("merge_method: linear\nmodels: [./a, ./b]\nparameters: {weight: [{filter: self_atn, value: 1}, {value: 2}]}\n",
-         "weight: no tensor is called 'self_atn'"),
+         "weight: the filter 'self_atn' takes in no tensor"),
         ("merge_method: linear\nmodels: [./a, {model: ./b, parameters: {weight: [{filter: mlp, value: 1}]}}]\n"
          "parameters: {weight: [{filter: mlp, value: 1}]}\n",
          "no filter of 'weight' takes it in; add an entry without a filter"),
@@ -86,6 +86,11 @@ def test_every_tensor_that_no_slice_takes_is_accounted_for(llamas: Path) -> None
 def test_refused_before_anything_is_read(llamas: Path, text: str, what: str) -> None:
     assert any(what in problem for problem in said(llamas, text)), said(llamas, text)
     assert not (llamas / "out").exists()
+
+
+def test_a_misspelt_filter_is_told_what_it_may_mean(llamas: Path) -> None:
+    text = "merge_method: linear\nmodels: [./a, ./b]\nparameters: {weight: [{filter: self_atn, value: 1}, {value: 2}]}\n"
+    assert "did you mean 'self_attn'?" in said(llamas, text)[0]
 
 
 def test_steps_state_and_growth_are_refused_for_slices(llamas: Path, tmp_path: Path) -> None:
