@@ -89,7 +89,8 @@ def test_refused_before_anything_is_read(llamas: Path, text: str, what: str) -> 
 
 
 def test_a_misspelt_filter_is_told_what_it_may_mean(llamas: Path) -> None:
-    text = "merge_method: linear\nmodels: [./a, ./b]\nparameters: {weight: [{filter: self_atn, value: 1}, {value: 2}]}\n"
+    weight = "[{filter: self_atn, value: 1}, {value: 2}]"
+    text = f"merge_method: linear\nmodels: [./a, ./b]\nparameters: {{weight: {weight}}}\n"
     assert "did you mean 'self_attn'?" in said(llamas, text)[0]
 
 
