@@ -1,7 +1,7 @@
 """Recipes and receipts that live on the Hub: found, read, put there.
 
 Decides whether a RECIPE is a file or a repository. What comes from the Hub is somebody else's: it is read as data,
-and may not name a folder of this machine.
+and may not name a folder of this machine. What only the Hub's recipes need is loaded with the first of them.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dopkit import receipt, refs
+from dopkit import refs
 from dopkit.errors import DopkitError, HubError, OutputError, Problem, RecipeError, count
 from dopkit.recipe import Recipe, reading
 from dopkit.refs import ModelRef
-from dopkit.writer import RECEIPT
 
 if TYPE_CHECKING:
-    from dopkit import hub
+    from dopkit import hub, receipt
 
 TAG, RECIPE_TAG = "dopkit", "dopkit-recipe"  # of everything with a recipe; of recipes without weights
 MOST_RECIPE_BYTES, MOST_RECEIPT_BYTES = 1_000_000, 100_000_000
@@ -89,6 +88,8 @@ def recipe_text(ref: ModelRef) -> str:
 
 
 def _recipe_text(ref: ModelRef, listing: hub.Listing) -> str:
+    from dopkit import receipt
+
     text = _text(ref, listing, receipt.RECIPE_FILE, MOST_RECIPE_BYTES)
     if text is None:
         problem = Problem("", f"it holds no {receipt.RECIPE_FILE}", "`dopkit recipes search` lists what does.")
@@ -117,7 +118,8 @@ def local_refs(recipe: Recipe) -> list[ModelRef]:
 
 def read(ref: ModelRef) -> Published:
     """Recipe and receipt of a repository, checked but not trusted. Raises HubError, OutputError."""
-    from dopkit import hub
+    from dopkit import hub, receipt
+    from dopkit.writer import RECEIPT
 
     ref = hub.pin(ref)
     listing = hub.listing(ref)
@@ -159,7 +161,7 @@ def share(recipe: Recipe, to: str, message: str | None = None, private: bool = F
     Raises RecipeError when the recipe names folders; HubError when a model or the repository cannot be reached, or
     the repository was not made this way.
     """
-    from dopkit import hub
+    from dopkit import hub, receipt
 
     ref = named(to)
     if ref is None or ref.revision is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -15,8 +16,16 @@ Input = tuple[Checkpoint, str]
 
 def check_finite(job: TensorJob, merged: torch.Tensor, inputs: Iterable[Input]) -> None:
     """Raises MergeError when a value is NaN or infinite."""
-    if merged.is_floating_point() and not bool(torch.isfinite(merged).all()):
+    if merged.is_floating_point() and not all_finite(merged):
         raise explained(job, inputs, None)
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite. Both ends are NaN if any value is, and finding them is ten times as fast
+    as a mask."""
+    if not tensor.numel() or tensor.element_size() == 1:  # eight bits have no order in torch
+        return bool(torch.isfinite(tensor).all())
+    return all(math.isfinite(end) for end in torch.stack(torch.aminmax(tensor)).tolist())
 
 
 def explained(job: TensorJob, inputs: Iterable[Input], error: MergeError | None) -> MergeError:

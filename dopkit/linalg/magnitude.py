@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 BLOCK = 1 << 20  # elements looked at together
+CACHED = 1 << 17  # as many as stay in a core's cache
+SAMPLE = 1 << 15  # elements that tell where to look
 DIGIT = 16  # bits
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
@@ -14,11 +21,20 @@ def kth_largest(tensor: Tensor, count: int) -> Tensor:
     """The ``count``-th largest absolute value of a float32 or float64 tensor (any shape), as a scalar tensor.
 
     Without their signs, floating-point numbers are ordered as the integers that their bits spell; so a count of their
-    leading 16 bits finds the leading 16 bits of the answer, and so on. The same on every device, whatever the layout.
+    leading 16 bits finds the leading 16 bits of the answer, and so on. On a CPU a sample mostly brackets the answer, and
+    one look at all elements settles it, several times as fast. The same on every device, whatever the layout.
     Raises ValueError when ``count`` is not between 1 and the number of elements.
     """
     if not 1 <= count <= tensor.numel():
         raise ValueError(f"there is no magnitude number {count} among {tensor.numel()}")
+    flat = tensor.detach().reshape(-1)
+    near = _near_quantile(flat.numpy(), count) if flat.device.type == "cpu" else None
+    if near is not None:
+        return torch.tensor(near, dtype=tensor.dtype)
+    return _by_digits(flat, count)
+
+
+def _by_digits(tensor: Tensor, count: int) -> Tensor:
     flat = tensor.reshape(-1)
     width = 8 * tensor.element_size()
     found = 0  # the leading bits of the answer
@@ -34,3 +50,43 @@ def kth_largest(tensor: Tensor, count: int) -> Tensor:
             count -= int(at_least[place - 1])
         found = (found << DIGIT) | ((1 << DIGIT) - 1 - place)
     return torch.tensor(found, dtype=INTEGERS[tensor.dtype], device=tensor.device).view(tensor.dtype)
+
+
+def _near_quantile(flat: NDArray[Any], count: int) -> float | None:
+    """The answer, if it lies where a sample of the elements says; else None: for all that differs, and for NaN.
+
+    Between the sample's elements some way above and below, few others lie: those are looked at one by one.
+    """
+    sample = np.sort(np.abs(flat[:: max(1, flat.size // SAMPLE)]))[::-1]
+    share = count / flat.size
+    at, around = share * sample.size, 2 + 4 * (sample.size * share * (1 - share)) ** 0.5
+    high, low = (sample[min(max(int(place), 0), sample.size - 1)] for place in (at - around, at + around))
+    above = from_high = from_low = 0  # how many are larger than the upper end, and at least as large as either
+    between: list[NDArray[Any]] = []
+    room = flat.size // 8 + SAMPLE
+    for magnitudes in _blocks(flat):
+        if not np.isfinite(magnitudes.max()):
+            return None
+        above += np.count_nonzero(magnitudes > high)
+        reached = magnitudes >= high
+        from_high += np.count_nonzero(reached)
+        from_low += np.count_nonzero(magnitudes >= low)
+        inside = magnitudes[np.flatnonzero((magnitudes > low) & ~reached)]
+        room -= inside.size
+        if room < 0:
+            return None
+        between.append(inside)
+    if not above < count <= from_low:
+        return None
+    if count <= from_high:
+        return float(high)
+    rest = np.concatenate(between)
+    place = rest.size - (count - from_high)  # from the smallest
+    return float(low) if place < 0 else float(np.partition(rest, place)[place])
+
+
+def _blocks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    room = np.empty(min(flat.size, CACHED), flat.dtype)
+    for start in range(0, flat.size, CACHED):
+        part = flat[start : start + CACHED]
+        yield np.abs(part, out=room[: part.size])

@@ -20,7 +20,8 @@ class Parameters(BaseModel):
     outside the method's code knows the alias alone.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+    # Built at the first use: a command that only names the methods does not wait for every validator.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True, defer_build=True)
 
     # The ones that an entry of ``models`` may set for the step that folds this model in.
     per_model: ClassVar[frozenset[str]] = frozenset()

@@ -7,10 +7,12 @@ stay with it: models in bfloat16 have many equal ones, and which of them stay mu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from dopkit.linalg.magnitude import kth_largest
+from dopkit.linalg.magnitude import CACHED, kth_largest
 from dopkit.linalg.spectra import working_dtype
 from dopkit.methods.fold import Context
 
@@ -33,8 +35,30 @@ def keep_largest(entries: Tensor, density: float) -> Tensor:
         return entries
     if density == 0:
         return entries.mul_(0)  # so that NaN stays
-    threshold = kth_largest(entries, max(1, int(density * entries.numel())))
-    return entries.masked_fill_(entries.abs() < threshold, 0)
+    return drop_smaller(entries, kth_largest(entries, max(1, int(density * entries.numel()))))
+
+
+def drop_smaller(entries: Tensor, threshold: Tensor) -> Tensor:
+    """Without those of a magnitude below the threshold, a scalar of the same dtype that is not negative.
+
+    Shrinking drops what is not above its bound, the next number below the threshold; and without a branch for each
+    element, which a mask of scattered elements costs.
+    """
+    below = float(torch.nextafter(threshold, threshold.new_tensor(-1.0)))
+    return torch.hardshrink(entries, below, out=entries) if below >= 0 else entries
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of tensors of one shape, side by side, as small as a core's cache; all at once on other devices.
+
+    For arithmetic in several passes on tensors that memory is slow to deliver.
+    """
+    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    flat = [tensor.view(-1) for tensor in tensors]
+    for start in range(0, flat[0].numel(), CACHED):
+        yield tuple(tensor[start : start + CACHED] for tensor in flat)
 
 
 def keep_middle(entries: Tensor, density: float, gamma: float) -> Tensor:

@@ -50,7 +50,7 @@ _Settings = Annotated[dict[str, Any], BeforeValidator(_or_nothing({}))]
 
 
 class _Keys(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class Entry(_Keys):
