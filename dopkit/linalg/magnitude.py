@@ -21,8 +21,8 @@ def kth_largest(tensor: Tensor, count: int) -> Tensor:
     """The ``count``-th largest absolute value of a float32 or float64 tensor (any shape), as a scalar tensor.
 
     Without their signs, floating-point numbers are ordered as the integers that their bits spell; so a count of their
-    leading 16 bits finds the leading 16 bits of the answer, and so on. On a CPU a sample mostly brackets the answer, and
-    one look at all elements settles it, several times as fast. The same on every device, whatever the layout.
+    leading 16 bits finds the leading 16 bits of the answer, and so on. On a CPU a sample mostly brackets the answer, so
+    that one look at all elements settles it, several times as fast. The same on every device, whatever the layout.
     Raises ValueError when ``count`` is not between 1 and the number of elements.
     """
     if not 1 <= count <= tensor.numel():
@@ -67,10 +67,10 @@ def _near_quantile(flat: NDArray[Any], count: int) -> float | None:
     for magnitudes in _blocks(flat):
         if not np.isfinite(magnitudes.max()):
             return None
-        above += np.count_nonzero(magnitudes > high)
+        above += int(np.count_nonzero(magnitudes > high))
         reached = magnitudes >= high
-        from_high += np.count_nonzero(reached)
-        from_low += np.count_nonzero(magnitudes >= low)
+        from_high += int(np.count_nonzero(reached))
+        from_low += int(np.count_nonzero(magnitudes >= low))
         inside = magnitudes[np.flatnonzero((magnitudes > low) & ~reached)]
         room -= inside.size
         if room < 0:

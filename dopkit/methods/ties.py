@@ -56,11 +56,12 @@ class Election(trimming.Untrimmed):
         entries = self.trim(incoming.sub_(state.base), ctx)
         sums = (state.positive, state.negative, state.positive_weight, state.negative_weight)
         for entry, positive, negative, positive_weight, negative_weight in trimming.blocks(entries, *sums):
-            signs = entry.mul_(parameters.weight).sign()
-            positive += entry.clamp(min=0)
-            negative += entry.clamp(max=0)
-            positive_weight += signs.clamp(min=0).mul_(parameters.weight)
-            negative_weight += signs.clamp_(max=0).neg_().mul_(parameters.weight)
+            above = entry.mul_(parameters.weight).clamp(min=0)
+            positive += above
+            positive_weight += above.sign_().mul_(parameters.weight)
+            below = entry.clamp_(max=0)
+            negative += below
+            negative_weight += below.sign_().mul_(-parameters.weight)
         return state
 
     def finish(self, state: Votes, ctx: Context) -> Tensor:

@@ -3,7 +3,7 @@
 Counted by the kernel: time by wait4, bytes by /proc/PID/io, memory by VmHWM. The process is looked at once more when it
 has ended and before it is collected, so nothing of the bytes is missed, and children that it waited for are in them.
 Peak memory is looked at every few milliseconds; as the kernel keeps the peak, only growth after the last look is
-missed. Processes of its own that live at the same time are added up.
+missed. It is that of the largest process: one that has just forked shares its memory with its parent.
 
 ``read_bytes`` and ``written_bytes`` are what went to and from the disk, ``asked_read`` and ``asked_written`` what the
 program asked for, from the page cache as well. Reads through a memory map are in neither where the cache is warm.
@@ -50,7 +50,7 @@ def run(command: Sequence[str], log: Path, environment: Mapping[str, str] | None
         child = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
         peak = 0
         while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            peak = max(peak, sum(_peak(pid) for pid in _family(child.pid)))
+            peak = max(peak, *(_peak(pid) for pid in _family(child.pid)))
             time.sleep(_EVERY)
         wall = time.monotonic() - start
     io = _io(child.pid)  # not collected yet: the kernel still has its numbers

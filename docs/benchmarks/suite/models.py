@@ -2,9 +2,9 @@
 
     python models.py FOLDER NAME
 
-Weights are normal with a deviation of 0.02; each expert's task vector is normal with 2% of that and touches every entry
-of two thirds of the tensors' rows: fine-tuning leaves much of a bfloat16 model as it was. Written by huggingface_hub, in
-shards. A folder that is there and complete is left as it is.
+Weights are normal with a deviation of 0.02; each expert's task vector is normal with 2% of that and touches two thirds
+of a tensor's rows: fine-tuning leaves much of a bfloat16 model as it was. Written by huggingface_hub, in shards. A
+folder that is there and complete is left as it is.
 """
 
 from __future__ import annotations
