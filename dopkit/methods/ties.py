@@ -9,6 +9,7 @@ in memory that does not grow with them, and not a merge of merges.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -52,8 +53,7 @@ class Election(trimming.Untrimmed):
         """Raises MergeError when a tensor holds NaN or infinity, which trimming might hide."""
         parameters = ctx.parameters
         assert isinstance(parameters, ElectionParameters)
-        refuse_not_finite(base=state.base, incoming=incoming)
-        entries = self.trim(incoming.sub_(state.base), ctx)
+        entries = self.trim(_task_vector(incoming, state.base), ctx)
         sums = (state.positive, state.negative, state.positive_weight, state.negative_weight)
         for entry, positive, negative, positive_weight, negative_weight in trimming.blocks(entries, *sums):
             above = entry.mul_(parameters.weight).clamp(min=0)
@@ -74,11 +74,10 @@ class Election(trimming.Untrimmed):
             result, state.base, *sums
         ):
             total = positive + negative
-            merged.copy_(_by_sign(total, positive, negative))
+            elected = _by_sign(total, positive, negative)
             if parameters.normalize:
-                weights = _by_sign(total, positive_weight, negative_weight)
-                merged.div_(weights.masked_fill_(weights.abs() < 1e-8, 1))
-            merged.mul_(parameters.lambda_).add_(base)
+                elected.div_(_divisor(_by_sign(total, positive_weight, negative_weight)))
+            torch.add(elected.mul_(parameters.lambda_), base, out=merged)
         return result
 
     def pack(self, state: Votes) -> dict[str, Tensor]:
@@ -93,6 +92,23 @@ class Election(trimming.Untrimmed):
         if base is None:
             raise ValueError("a fold of task vectors needs the base model's tensor")
         return Votes(base, **packed)
+
+
+def _task_vector(incoming: Tensor, base: Tensor) -> Tensor:
+    """``incoming - base``, in the memory of ``incoming``. Raises MergeError when either is not finite."""
+    for own, theirs in trimming.blocks(incoming, base):
+        difference = own - theirs
+        if not all(math.isfinite(end) for end in torch.stack(torch.aminmax(difference)).tolist()):
+            refuse_not_finite(base=theirs, incoming=own)
+        own.copy_(difference)
+    return incoming
+
+
+def _divisor(weights: Tensor) -> Tensor:
+    """The weights, in their memory, with 1 where they are below 1e-8 in magnitude."""
+    bound = torch.nextafter(weights.new_tensor(1e-8), weights.new_zeros(()))
+    torch.hardshrink(weights, float(bound), out=weights)
+    return weights.add_(weights.sign().abs_().neg_().add_(1))
 
 
 def _by_sign(of: Tensor, above: Tensor, below: Tensor) -> Tensor:
