@@ -6,6 +6,8 @@ import pytest
 import torch
 from methods.folding import distance, family, fold
 
+from dopkit.linalg.magnitude import kth_largest
+from dopkit.methods import trimming
 from dopkit.methods.delta_parameters import TiesParameters
 from dopkit.methods.rules import TIES
 
@@ -89,3 +91,38 @@ def test_the_defaults_are_mergekits() -> None:
     assert TiesParameters().in_force() == {
         "density": 1.0, "weight": 1.0, "lambda": 1.0, "normalize": True, "rescale": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.7, -0.4, 0.3), (1.0, -1.0, 0.0)])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_same_bits_as_with_masks(
+    dtype: torch.dtype, weights: tuple[float, ...], normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Choices by bits and by shrinking, block by block, against the definition with masks over whole tensors."""
+    monkeypatch.setattr(trimming, "CACHED", 100)
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(30, 41, generator=generator).bfloat16().to(dtype)
+    models = [(base + 0.01 * torch.randn(30, 41, generator=generator)).bfloat16().to(dtype) for _ in weights]
+    models[0][:10] = base[:10]
+    parameters = [
+        Given({"weight": weight, "density": 0.4, "normalize": normalize, "lambda": 0.9}) for weight in weights
+    ]
+    sums = [torch.zeros_like(base) for _ in range(4)]
+    for model, weight in zip(models, weights, strict=True):
+        entries = model - base
+        entries[entries.abs() < kth_largest(entries, int(0.4 * entries.numel()))] = 0
+        entries *= weight
+        sums[0] += entries.clamp(min=0)
+        sums[1] += entries.clamp(max=0)
+        sums[2] += (entries > 0).to(dtype) * weight
+        sums[3] += (entries < 0).to(dtype) * weight
+    elected = sums[0] + sums[1] >= 0
+    want = torch.where(elected, sums[0], sums[1])
+    if normalize:
+        divisor = torch.where(elected, sums[2], sums[3])
+        want /= torch.where(divisor.abs() < 1e-8, 1, divisor)
+    want = want * 0.9 + base
+    found = fold(TIES, parameters, base, [model.clone() for model in models])[0]
+    bits = torch.int32 if dtype is torch.float32 else torch.int64
+    assert torch.equal(found.view(bits), want.view(bits))

@@ -336,7 +336,8 @@ try:
     load_recipe(sys.argv[1])
 except DopkitError as error:
     print(error)
-print([name for name in ("torch", "transformers", "huggingface_hub", "accelerate") if name in sys.modules])
+heavy = ("torch", "transformers", "huggingface_hub", "accelerate", "dopkit.receipt", "dopkit.planning")
+print([name for name in heavy if name in sys.modules])
 """
 
 
