@@ -19,7 +19,7 @@ from dopkit.errors import MergeError, Problem
 T = TypeVar("T")
 
 # How long one process may work while the others wait for it. A process that fails is noticed at once, not by this.
-_PATIENCE = timedelta(days=30)
+_PATIENCE = timedelta(days=7)
 _GRACE = 10.0  # seconds that the launcher has to end us after another process has failed, before we say so ourselves
 
 
@@ -72,7 +72,7 @@ ALONE = Processes()
 
 def launched() -> bool:
     """Whether this process is one of several that were started together."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys() and os.environ["WORLD_SIZE"] not in ("", "1")
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and os.environ["WORLD_SIZE"] not in ("", "1")
 
 
 def join(device: str = "auto") -> Processes:
