@@ -43,7 +43,8 @@ def choose(name: str, local_rank: int = 0) -> Devices:
 
     ``local_rank`` is the number of this process among those on the machine: ``cuda`` is a GPU for each.
     """
-    name = f"cuda:{local_rank}" if name == "cuda" and local_rank else name
+    if name == "cuda" and local_rank and torch.cuda.device_count():
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     device = PartialState().device if name == "auto" else torch.device(name)
     device = CPU if device.type == "cpu" else device  # several processes have theirs as cpu:0
     if name != "auto" and not _exists(device):

@@ -64,22 +64,24 @@ def run(
 ) -> Result:
     """Merge into the folder ``out`` (by default named after the recipe), or finish an interrupted merge there.
 
-    The folder appears when it is complete and verified; with ``options.push`` it is published then. Raises a
+    The folder appears when it is complete and verified; with ``options.push`` it is published then. Where
+    ``options.processes`` are several, all of them call this, and the first one publishes. Raises a
     DopkitError: PlanError before anything is written; MergeError, OutputError or HubError from the middle, after
     which the same call continues.
     """
     options, progress = options or Options(), progress or Progress()
     if options.push is not None:
         options = replace(options, push=options.push.by_default(recipe.repo_id))
-    if options.tasks is not None:
-        check_tasks(options.tasks)
-    if recipe.output == "adapter":
-        if options.processes.number > 1:
+    processes = options.processes
+    with processes.first_goes_first():
+        if recipe.output == "adapter" and processes.number > 1:
             remedy = "Start dopkit itself, without `accelerate launch`."
             raise PlanError("an adapter is merged by one process", [Problem("", "", remedy)])
+        if options.tasks is not None:
+            check_tasks(options.tasks)
+    if recipe.output == "adapter":
         made = Result(*adapting.run(recipe, place_of(recipe, out, options), options, progress))
         return published(made, options, progress)
-    processes = options.processes
     with ExitStack() as stack:
         with processes.first_goes_first():
             output = place_of(recipe, out, options)

@@ -20,7 +20,7 @@ from dopkit.planning import TensorJob
 from dopkit.planning.sharing import merging_cost, shares
 from dopkit.processes import ALONE, Processes
 from dopkit.progress import Progress
-from dopkit.writer import TensorWriter
+from dopkit.writer import GuestJournal, TensorWriter
 
 MakeRecipe = Callable[..., dopkit.Recipe]
 EVERYTHING = dopkit.Options(max_shard_size=6000, save_steps=True, keep_state=True)
@@ -215,6 +215,26 @@ def test_one_sees_the_work_of_all(llama: Path, tmp_path: Path, make_recipe: Make
     assert seen.total == len(jobs)
     assert sorted(seen.done) == sorted(job.name for job in jobs)
     assert seen.nbytes == 0
+
+
+def test_what_one_process_must_do(llama: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    several = dopkit.Options(processes=Processes(number=2))
+    with pytest.raises(PlanError, match="an adapter is merged by one process"):
+        dopkit.run(make_recipe(llama, ["e0"], output="adapter"), tmp_path / "out", several)
+    with pytest.raises(PlanError, match="models are added by one process"):
+        dopkit.add(tmp_path, [str(llama / "e0")], options=several)
+
+
+def test_a_process_that_is_still_at_work_is_waited_for(llama: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """The first may have been killed alone: its successor does not take over from one that still writes."""
+    recipe = make_recipe(llama, ["e0", "e1"])
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "journal.jsonl").touch()
+    left = GuestJournal(tmp_path / "out.partial", 1, "fingerprint")
+    with pytest.raises(OutputError, match="another dopkit is writing"):
+        dopkit.run(recipe, tmp_path / "out")
+    left.close()
+    dopkit.run(recipe, tmp_path / "out")
 
 
 def test_memory_is_that_of_all_processes(llama: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
