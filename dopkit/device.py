@@ -38,9 +38,15 @@ class Devices:
         return f"{self.main.type} torch-{torch.__version__} threads-{torch.get_num_threads()}"
 
 
-def choose(name: str) -> Devices:
-    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises PlanError when there is no such device here."""
+def choose(name: str, local_rank: int = 0) -> Devices:
+    """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises PlanError when there is no such device here.
+
+    ``local_rank`` is the number of this process among those on the machine: ``cuda`` is a GPU for each.
+    """
+    if name == "cuda" and local_rank and torch.cuda.device_count():
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     device = PartialState().device if name == "auto" else torch.device(name)
+    device = CPU if device.type == "cpu" else device  # several processes have theirs as cpu:0
     if name != "auto" and not _exists(device):
         raise PlanError(f"there is no device {name} here", [Problem("", "", "`--device auto` takes what there is.")])
     free = get_max_memory()

@@ -8,25 +8,27 @@ from dopkit.checkpoints import open_checkpoint
 from dopkit.merging import merge
 from dopkit.planning.outputs import STAGES
 from dopkit.preparing import Options, Prepared
+from dopkit.processes import Processes
 from dopkit.progress import Progress
 from dopkit.refs import ModelRef
 from dopkit.sources import Sources
 from dopkit.writer import OutputFolder
 
 
-def keep_stages(prepared: Prepared, progress: Progress) -> None:
+def keep_stages(prepared: Prepared, progress: Progress, processes: Processes) -> None:
     """Merge the stages of an accepted plan into its working folder, those left by an earlier run excepted.
 
     Raises as ``merge`` does; what is done stays.
     """
-    prepared.open_journal().close()  # from here on the working folder is that of this very merge
+    if processes.first:
+        prepared.open_journal().close()  # from here on the working folder is that of this very merge
     for stage in prepared.sources.stages:
         name, staged = stage.ref.text, stage.staged
         plan = replace(staged.plan, stream_bytes=prepared.plan.stream_bytes)
         sources = Sources(plan, stage.donor, stage.models, (), staged.donor)
         output = OutputFolder(prepared.output.partial / STAGES / name)
         own = Prepared(plan.recipe, sources, prepared.devices, output)
-        if not output.finished(own.fingerprint):
+        if not processes.tell(processes.first and output.finished(own.fingerprint)):
             progress.note(f"stage {name}")
-            merge(own, progress, Options())
+            merge(own, progress, Options(processes=processes))
         stage.read_from(open_checkpoint(ModelRef(name, folder=output.path.absolute())))

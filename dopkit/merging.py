@@ -1,4 +1,7 @@
-"""The merge itself, from an accepted plan to a finished folder: weights, side files, state, receipt, card."""
+"""The merge itself, from an accepted plan to a finished folder: weights, side files, state, receipt, card.
+
+With several processes the first does all of it but for its share of the weights; the others do theirs.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dopkit import assembly, card, heads, publishing, receipt, skeleton, state, verification
 from dopkit.checkpoints import Checkpoint
@@ -15,11 +18,17 @@ from dopkit.engine import Engine
 from dopkit.engine.companions import Companions, Sizes
 from dopkit.engine.outputs import Outputs
 from dopkit.engine.scaling import Norms, Scaler, measure, number, unscaled_folder
+from dopkit.layout import Shard
 from dopkit.measure import peak_resident_bytes, resident_bytes
+from dopkit.planning import Plan
 from dopkit.planning.outputs import STATE, UNSCALED, step_folder
 from dopkit.preparing import Options, Prepared
+from dopkit.processes import Processes
 from dopkit.progress import Progress
-from dopkit.writer import RECEIPT, Journal, ShardFile, ShardWriter, write_text
+from dopkit.spreading import Guest, Host, folding, scaling
+from dopkit.writer import RECEIPT, GuestJournal, Journal, ShardFile, ShardWriter, TensorWriter, write_text
+
+W = TypeVar("W", bound=TensorWriter)
 
 
 @dataclass(frozen=True)
@@ -34,9 +43,24 @@ class Earlier:
 def merge(
     prepared: Prepared, progress: Progress, options: Options, earlier: Earlier | None = None, sizes: Sizes = ()
 ) -> receipt.Receipt:
-    """Make the folder of an accepted plan; ``sizes`` are those of what is read beside the models.
+    """Make the folder of an accepted plan, in every one of the processes that ``options`` know of.
 
-    Raises MergeError, OutputError, HubError, VerificationError."""
+    ``sizes`` are those of what is read beside the models. Raises MergeError, OutputError, HubError, VerificationError.
+    """
+    processes = options.processes
+    done = None
+    if processes.first:
+        done = _lead(prepared, progress, options, earlier, sizes)
+    else:
+        _help(prepared, progress, processes, sizes)
+    told: receipt.Receipt = processes.tell(done)
+    return told
+
+
+def _lead(
+    prepared: Prepared, progress: Progress, options: Options, earlier: Earlier | None, sizes: Sizes
+) -> receipt.Receipt:
+    """The part of the first process, or of one that is alone."""
     before = resident_bytes()
     output, made, sources = prepared.output, prepared.plan, prepared.sources
     folder = output.prepare()
@@ -47,25 +71,37 @@ def merge(
         ahead = publishing.Ahead(options.push, made, journal, options.frees) if options.push else None
         if ahead:
             stack.callback(ahead.stop)
-        last = ShardWriter(folder, made.shards, journal, ahead.add if ahead else None, gone)
-        outputs = _outputs(prepared, folder, journal, last, stack)
+        writers: list[ShardWriter] = []
+
+        def open_writer(place: str, shards: Sequence[Shard]) -> ShardWriter:
+            result = not place  # the model itself, and not what stands beside it
+            on_shard = ahead.add if ahead and result else None
+            writer = ShardWriter(folder, shards, journal, on_shard, gone if result else None, place)
+            stack.callback(writer.close)
+            writers.append(writer)
+            return writer
+
+        outputs = _outputs(made, open_writer)
         if journal.resumed:
             there = len(made.jobs) - len(outputs.to_fold())
             progress.note(f"continuing: {there} of {len(made.jobs)} tensors are already there")
         progress.stage("merging")
+        host = Host(options.processes, folder, journal, writers, progress)
         kept = earlier.state() if earlier and earlier.state else None
         if kept:
             stack.callback(kept.close)
-        companions = Companions(sources.companions, sizes)
-        engine = Engine(made, sources.donor, sources.models, outputs, prepared.devices, progress, kept, companions)
-        engine.run()
+        engine = _engine(prepared, outputs, host.progress, sizes, kept)
+        with host.sharing(folding(outputs)) as jobs:
+            engine.run(jobs)
         norms = measure(outputs)
         if norms is not None:
-            Scaler(outputs, sources.donor, folder, progress).run(norms)
-        shards = last.finish()
+            with host.sharing(scaling(outputs, norms)) as jobs:
+                Scaler(outputs, sources.donor, folder, host.progress).run(jobs, norms)
+        shards = writers[0].finish()
         for writer in (*outputs.models.values(), *([outputs.state] if outputs.state else [])):
-            if writer is not last:
+            if writer is not writers[0]:
                 writer.finish()
+        journal.forget_guests()
         if ahead:
             progress.stage("uploading")
             ahead.finish()  # it reads the files where they are now
@@ -75,28 +111,57 @@ def merge(
             earlier.take_along(folder)
         elsewhere = {*gone, *(ahead.freed if ahead else ())}
         before_this = earlier.receipt if earlier else None
-        done = _finish(folder, prepared, journal, shards, norms, before, elsewhere, before_this)
+        done = _finish(
+            folder, prepared, journal, shards, norms, before, elsewhere, before_this, options.processes.number
+        )
         output.publish()
     return done
 
 
-def _outputs(prepared: Prepared, folder: Path, journal: Journal, last: ShardWriter, stack: ExitStack) -> Outputs:
-    """The writers of everything that the plan writes; closed with ``stack``."""
-    made = prepared.plan
+def _help(prepared: Prepared, progress: Progress, processes: Processes, sizes: Sizes) -> None:
+    """The part of any other process: its share of the weights."""
+    made, folder = prepared.plan, prepared.output.partial
+    with ExitStack() as stack:
+        processes.tell()  # the folder is there, and what an earlier run left is taken over
+        journal = GuestJournal(folder, processes.rank, prepared.fingerprint)
+        stack.callback(journal.close)
+        writers: list[TensorWriter] = []
 
-    def writer(place: str, shards: Sequence[Any]) -> ShardWriter:
-        opened = ShardWriter(folder, shards, journal, place=place)
-        stack.callback(opened.close)
-        return opened
+        def open_writer(place: str, shards: Sequence[Shard]) -> TensorWriter:
+            writer = TensorWriter(folder, shards, journal, place)
+            stack.callback(writer.close)
+            writers.append(writer)
+            return writer
 
-    stack.callback(last.close)
-    models = {step: writer(step_folder(step), made.shards) for step in made.written_steps[:-1]}
+        outputs = _outputs(made, open_writer)
+        guest = Guest(processes, made, journal, writers)
+        engine = _engine(prepared, outputs, progress, sizes, None)
+        with guest.sharing() as (jobs, _):
+            engine.run(jobs)
+        if outputs.unscaled:
+            with guest.sharing() as (jobs, (norms, recorded)):
+                journal.know(recorded)
+                Scaler(outputs, prepared.sources.donor, folder, progress).run(jobs, norms)
+
+
+def _engine(
+    prepared: Prepared, outputs: Outputs[TensorWriter], progress: Progress, sizes: Sizes, kept: Checkpoint | None
+) -> Engine:
+    sources = prepared.sources
+    companions = Companions(sources.companions, sizes)
+    return Engine(prepared.plan, sources.donor, sources.models, outputs, prepared.devices, progress, kept, companions)
+
+
+def _outputs(made: Plan, open_writer: Callable[[str, Sequence[Shard]], W]) -> Outputs[W]:
+    """The writers of everything that the plan writes, that of the result first."""
+    last = open_writer("", made.shards)
+    models = {step: open_writer(step_folder(step), made.shards) for step in made.written_steps[:-1]}
     waiting = made.written_steps if made.unscaled_shards else ()
     return Outputs(
         made,
         {**models, made.last_step: last},
-        {step: writer(unscaled_folder(step), made.unscaled_shards) for step in waiting},
-        writer(STATE, made.state_shards) if made.state_shards else None,
+        {step: open_writer(unscaled_folder(step), made.unscaled_shards) for step in waiting},
+        open_writer(STATE, made.state_shards) if made.state_shards else None,
     )
 
 
@@ -109,6 +174,7 @@ def _finish(
     before: int,
     elsewhere: Collection[str],
     earlier: receipt.Receipt | None,
+    processes: int,
 ) -> receipt.Receipt:
     """Side files, verification, state, receipt, recipe and card: all that stands beside the weights."""
     made, sources = prepared.plan, prepared.sources
@@ -131,6 +197,7 @@ def _finish(
         "peak_resident_bytes": max(peak_resident_bytes(), journal.peak_before),
         "resident_bytes_before": before,
         "resumed": journal.resumed,
+        "processes": processes,
     }
     kept = heads.records(folder, made)
     done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified, scale, kept, earlier)

@@ -5,18 +5,19 @@ Each step lives in a module of its own. Nothing is printed; ``Progress`` is told
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dopkit import adapting, publishing, receipt, steps
 from dopkit.assessment import Assessment, assess, check_tasks
-from dopkit.engine.companions import measure
+from dopkit.engine.companions import Sizes, measure
 from dopkit.errors import OutputError, PlanError, Problem
 from dopkit.keeping import keep_stages
 from dopkit.merging import Earlier, merge
 from dopkit.planning import Plan
 from dopkit.planning.outputs import STAGES, STATE
-from dopkit.preparing import Options, Prepared, compare_values, fetch, prepare
+from dopkit.preparing import Options, Prepared, agree, compare_values, fetch, prepare
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
 from dopkit.writer import OutputFolder
@@ -63,20 +64,32 @@ def run(
 ) -> Result:
     """Merge into the folder ``out`` (by default named after the recipe), or finish an interrupted merge there.
 
-    The folder appears when it is complete and verified; with ``options.push`` it is published then. Raises a
+    The folder appears when it is complete and verified; with ``options.push`` it is published then. Where
+    ``options.processes`` are several, all of them call this, and the first one publishes. Raises a
     DopkitError: PlanError before anything is written; MergeError, OutputError or HubError from the middle, after
     which the same call continues.
     """
     options, progress = options or Options(), progress or Progress()
     if options.push is not None:
         options = replace(options, push=options.push.by_default(recipe.repo_id))
-    if options.tasks is not None:
-        check_tasks(options.tasks)
+    processes = options.processes
+    with processes.first_goes_first():
+        if recipe.output == "adapter" and processes.number > 1:
+            remedy = "Start dopkit itself, without `accelerate launch`."
+            raise PlanError("an adapter is merged by one process", [Problem("", "", remedy)])
+        if options.tasks is not None:
+            check_tasks(options.tasks)
     if recipe.output == "adapter":
         made = Result(*adapting.run(recipe, place_of(recipe, out, options), options, progress))
         return published(made, options, progress)
-    with prepare(recipe, place_of(recipe, out, options), options, progress, download=True) as prepared:
+    with ExitStack() as stack:
+        with processes.first_goes_first():
+            output = place_of(recipe, out, options)
+            prepared = stack.enter_context(prepare(recipe, output, options, progress, download=True))
+        agree(prepared, processes)
         result = finish(prepared, options, progress)
+    if not processes.first:
+        return result
     return published(assessed(result, options, progress), options, progress)
 
 
@@ -92,21 +105,34 @@ def finish(
 
     ``related`` as ``compare_values`` has it.
     """
-    output, made = prepared.output, prepared.plan
-    if output.finished(prepared.fingerprint, weights=not options.frees):
-        done = receipt.read(output.path)
-        _require(made, output.path)
+    output, made, processes = prepared.output, prepared.plan, options.processes
+    done = _finished(prepared, options) if processes.first else None
+    if (done := processes.tell(done)) is not None:
         return Result(output.path, made, done, already_there=True)
-    fetch(prepared, progress)
+    fetch(prepared, progress, processes)
+    sizes = processes.tell(_looked_at(prepared, progress, related) if processes.first else None)
+    if options.keep_stages:
+        keep_stages(prepared, progress, processes)
+    return Result(output.path, made, merge(prepared, progress, options, earlier, sizes))
+
+
+def _finished(prepared: Prepared, options: Options) -> receipt.Receipt | None:
+    """The receipt of this very merge, if the folder has it already. Raises OutputError when it holds another."""
+    if not prepared.output.finished(prepared.fingerprint, weights=not options.frees):
+        return None
+    done = receipt.read(prepared.output.path)
+    _require(prepared.plan, prepared.output.path)
+    return done
+
+
+def _looked_at(prepared: Prepared, progress: Progress, related: bool) -> Sizes:
+    """What only the values tell: the sizes of what is read beside the models. Raises PlanError."""
     try:
         compare_values(prepared, related)
-        sizes = measure(made, prepared.sources.companions, progress)
+        return measure(prepared.plan, prepared.sources.companions, progress)
     except PlanError:
-        output.discard_untouched()
+        prepared.output.discard_untouched()
         raise
-    if options.keep_stages:
-        keep_stages(prepared, progress)
-    return Result(output.path, made, merge(prepared, progress, options, earlier, sizes))
 
 
 def assessed(result: Result, options: Options, progress: Progress) -> Result:

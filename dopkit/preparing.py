@@ -19,6 +19,7 @@ from dopkit.errors import PlanError, Problem, count
 from dopkit.measure import available_bytes
 from dopkit.planning import Continuation, Plan
 from dopkit.planning.building import Room, Wanted
+from dopkit.processes import ALONE, Processes
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
 from dopkit.sources import Sources, open_sources
@@ -38,6 +39,7 @@ class Options:
     save_steps: bool = False  # keep the model after every step
     keep_stages: bool = False  # keep the models of the stages
     keep_state: bool = False  # keep the state of the folds, so that models added later give the very same
+    processes: Processes = ALONE  # that share the work
     tasks: str | Path | None = None  # a file of tasks: score the model after every step, and write a report
 
     @property
@@ -84,11 +86,14 @@ def prepare(
     continues: Continuation | None = None,
 ) -> Iterator[Prepared]:
     """Open the models and plan their merge into ``output``. Raises PlanError with every reason why it cannot work."""
-    devices = choose(options.device).among(1 + len(recipe.stages))
+    devices = choose(options.device, options.processes.local_rank).among(1 + len(recipe.stages))
     pins = pinning.remembered(recipe.drawn(), output)
     if pins:
         progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
     obstacles = [obstacle] if (obstacle := output.obstacle()) else []
+    if options.frees and options.processes.number > 1:
+        what = "several processes need the whole output on the disk, and --stream --push-to-hub frees it on the way"
+        obstacles.append(Problem("", what, "Leave out --stream, or push afterwards."))
     if options.tasks and options.frees:
         remedy = "Leave out --stream or --tasks, or push afterwards."
         obstacles.append(Problem("", "scoring needs the weights, and --stream --push-to-hub leaves none here", remedy))
@@ -119,16 +124,36 @@ def _room(output: OutputFolder, options: Options) -> Room:
         memory = min(memory, options.max_memory)
     cache, same = hub.cache_disk(output.free_location())
     given = options.max_memory is not None
-    return Room(output.free_bytes(), cache, memory, output.bytes_written(), same, given, options.frees)
+    here = options.processes.here
+    return Room(output.free_bytes(), cache, memory // here, output.bytes_written(), same, given, options.frees, here)
 
 
-def fetch(prepared: Prepared, progress: Progress) -> None:
-    """Download what is not here yet; of the output nothing is written but an empty journal."""
-    if prepared.plan.download_bytes and not prepared.plan.streamed:
+def agree(prepared: Prepared, processes: Processes) -> None:
+    """Refuse in the first process when the others are about to merge something else, or in another way."""
+    found = processes.gather((prepared.devices.engine, prepared.fingerprint))
+    if processes.first and len(set(found)) > 1:
+        engines = sorted({engine for engine, _ in found})
+        if len(engines) > 1:
+            what = f"they would give different bytes: {'; '.join(engines)}"
+            remedy = "Give all of them the same kind of device, the same torch and the same OMP_NUM_THREADS."
+        else:
+            what = "the models or the recipe are not the same for all of them"
+            remedy = "Are they on storage that every machine shares? If a model on the Hub has just changed, run again."
+        raise PlanError("the processes do not agree", [Problem("", what, remedy)])
+    processes.tell()
+
+
+def fetch(prepared: Prepared, progress: Progress, processes: Processes = ALONE) -> None:
+    """Download what is not here yet, once on each machine; of the output nothing is written but an empty journal."""
+    if prepared.plan.download_bytes and not prepared.plan.streamed and processes.first:
         prepared.open_journal().close()  # remembers the commits, should the download break and a branch move
         progress.stage("downloading")
+    if processes.local_rank:
+        processes.gather(None)
     for checkpoint in prepared.sources.read:
         checkpoint.fetch()
+    if not processes.local_rank:
+        processes.gather(None)
 
 
 def compare_values(prepared: Prepared, related: bool = False) -> None:

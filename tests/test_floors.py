@@ -34,7 +34,7 @@ FLOORS = read_table()
 ONLY = {
     "huggingface_hub": ["hub"],
     "transformers": ["skeleton", "loading"],
-    "accelerate": ["device"],
+    "accelerate": ["device", "processes"],
     "click": ["cli"],
     "rich": ["cli"],
 }

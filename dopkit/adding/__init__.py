@@ -15,7 +15,7 @@ from dopkit.adding import adapters
 from dopkit.adding.models import prepared_addition, taken_over
 from dopkit.adding.wanted import addition
 from dopkit.assessment import check_tasks
-from dopkit.errors import DopkitError, Problem
+from dopkit.errors import DopkitError, PlanError, Problem
 from dopkit.pipeline import Result, assessed, finish, foreseen, published
 from dopkit.planning import Plan
 from dopkit.preparing import Options
@@ -45,6 +45,8 @@ def add(
     OutputError when ``merged`` is not a merge of dopkit's, PlanError when a model is in it already.
     """
     progress = progress or Progress()
+    if options is not None and options.processes.number > 1:
+        raise PlanError("models are added by one process", [Problem("", "", "Start it without `accelerate launch`.")])
     OutputFolder(Path(merged), grows=True).put_back()  # if an earlier call was killed while it replaced the folder
     wanted = addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
     options = wanted.options

@@ -12,7 +12,8 @@ import click
 from dopkit import __version__
 from dopkit.cli import add, check, eval, init, inspect, methods, plan, push, recipes, report, run, show
 from dopkit.cli.output import show_error
-from dopkit.errors import DopkitError
+from dopkit.errors import DopkitError, PlanError, Problem
+from dopkit.processes import launched
 
 
 class _Group(click.Group):
@@ -36,7 +37,8 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dopkit")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Merge fine-tuned models from the Hugging Face Hub.
 
     A YAML recipe names a base and the models in the order they are merged; out comes a folder that transformers
@@ -49,6 +51,12 @@ def main() -> None:
       dopkit add merged user/expert  fold one more model into it
       dopkit push merged user/name   publish the merged folder
     """
+    if context.invoked_subcommand != "run" and launched():
+        if os.environ["RANK"] != "0":
+            context.exit(1)  # the first one says why
+        remedy = "Start dopkit itself, without `accelerate launch`."
+        problem = Problem(f"dopkit {context.invoked_subcommand}", "is done by one process", remedy)
+        raise PlanError("only a run is shared among processes", [problem])
 
 
 for _verb in (

@@ -58,7 +58,9 @@ def merge_options(command: Command) -> Command:
                 help="Output folder (default: named after the recipe; add: MERGED itself).",
             ),
             click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute."),
-            click.option("--max-memory", type=Size(), help="Most memory to use, as 4GB (default: what is free)."),
+            click.option(
+                "--max-memory", type=Size(), help="Most memory to use on this machine, as 4GB (default: what is free)."
+            ),
             click.option(
                 "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest weight file to write."
             ),

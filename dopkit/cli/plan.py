@@ -8,33 +8,36 @@ import click
 
 from dopkit.cli.output import cut_as_published, json_option, keep_stages_option, merge_options, show_json, table
 from dopkit.errors import count
-from dopkit.units import show_shape, show_size
+from dopkit.units import show_seconds, show_shape, show_size
 
 
 @click.command(short_help="Show what a merge would do and need.")
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
 @keep_stages_option
+@click.option("--processes", metavar="N", type=click.IntRange(1), default=1, help="Show what each of N would do.")
 @json_option
 @click.option("-v", "--verbose", is_flag=True, help="List every tensor: role, rule, place.")
-def plan(recipe: str, out: str | None, as_json: bool, verbose: bool, **how: Any) -> None:
+def plan(recipe: str, out: str | None, processes: int, as_json: bool, verbose: bool, **how: Any) -> None:
     """Show what merging RECIPE (a file, or user/name on the Hub) would do and need.
 
     Downloads no weights, writes nothing.
     """
     from dopkit import hub_recipes, pipeline
+    from dopkit.processes import Processes
 
     origin = hub_recipes.pinned(recipe)
     loaded = hub_recipes.load_recipe(origin or recipe)
     cut_as_published(origin, how)
-    made = pipeline.plan(loaded, out, pipeline.Options(**how))
-    show(made, as_json, verbose)
+    made = pipeline.plan(loaded, out, pipeline.Options(processes=Processes(here=processes), **how))
+    show(made, as_json, verbose, processes)
 
 
-def show(made: Any, as_json: bool, verbose: bool) -> None:
-    """Print a plan."""
+def show(made: Any, as_json: bool, verbose: bool, processes: int = 1) -> None:
+    """Print a plan, and how so many ``processes`` on this machine would share it."""
     if as_json:
-        show_json(as_data(made))
+        shared = {"processes": _shares(made, processes)} if processes > 1 else {}
+        show_json(as_data(made) | shared)
         return
     _stages(made)
     _sources(made)
@@ -48,7 +51,23 @@ def show(made: Any, as_json: bool, verbose: bool) -> None:
     click.echo(
         f"needs {show_size(made.download_bytes)} {way}, {_disk(made)}, "
         f"about {show_size(made.memory_bytes)} of memory beside the program itself"
+        + (" in each process" if processes > 1 else "")
     )
+    if processes > 1:
+        rows = [(str(rank), str(len(own["tensors"])), show_size(own["bytes"]), show_seconds(own["seconds"]))
+                for rank, own in enumerate(_shares(made, processes))]  # fmt: skip
+        click.echo("\n" + table([("process", "tensors", "written", "roughly"), *rows], right=(0, 1, 2, 3)))
+
+
+def _shares(made: Any, processes: int) -> list[dict[str, Any]]:
+    """What each of so many processes would do, in rough seconds of one core."""
+    from dopkit.planning.sharing import merging_cost, shares
+
+    return [
+        {"tensors": [job.name for job in own], "bytes": sum(job.nbytes for job in own)}
+        | {"seconds": sum(map(merging_cost, own))}
+        for own in shares(made.jobs, processes, merging_cost)
+    ]
 
 
 def _disk(made: Any) -> str:

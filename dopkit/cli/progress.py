@@ -48,7 +48,8 @@ class _Counting(Progress):
 
     def begin(self, tensors: int, nbytes: int, effort: float) -> None:
         self.tensors, self.nbytes, self.effort = tensors, nbytes, effort
-        self.samples = 0
+        self.tensors_done = self.nbytes_done = self.samples = 0
+        self.effort_done = 0.0
 
     def tensor(self, name: str) -> None:
         self.current = name

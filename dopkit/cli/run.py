@@ -35,18 +35,23 @@ def run(
     """Merge the models of RECIPE; run again to finish an interrupted merge.
 
     RECIPE is a file, or a repository on the Hub that carries one: user/name makes a published merge again.
+    `accelerate launch --num_processes N -m dopkit run RECIPE` shares the work among N processes.
     Everything is checked before a weight is downloaded or a file written. The output folder appears when it is
     complete.
     """
     read_publishing(how)
-    from dopkit import hub_recipes, pipeline
+    from dopkit import hub_recipes, pipeline, processes
     from dopkit.cli.progress import watch
 
-    origin = hub_recipes.pinned(recipe)
-    loaded = hub_recipes.load_recipe(origin or recipe)
-    cut_as_published(origin, how)
-    with watch(quiet=quiet or as_json, verbose=verbose) as progress:
-        result = pipeline.run(loaded, out, pipeline.Options(**how), progress)
+    together = processes.join(how["device"])
+    with together.first_goes_first():
+        origin = hub_recipes.pinned(recipe)
+        loaded = hub_recipes.load_recipe(origin or recipe)
+        cut_as_published(origin, how)
+    with watch(quiet=quiet or as_json or not together.first, verbose=verbose) as progress:
+        result = pipeline.run(loaded, out, pipeline.Options(processes=together, **how), progress)
+    if not together.first:
+        return
     if as_json:
         show_json(result_data(result))
     elif not quiet:

@@ -1,7 +1,7 @@
 """The loop: tensor outside, model inside. Reads, folds, casts once, writes.
 
 Knows the plan, the sources and the writers; a method only as a Fold or a Joint. Runs in one process on one device, with
-the CPU for what does not fit there.
+the CPU for what does not fit there. Of other processes that do other jobs of the plan it knows nothing.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from dopkit.planning import Plan, TensorJob
 from dopkit.planning.building import READ_AHEAD_BYTES, WRITE_BEHIND_BYTES
 from dopkit.planning.outputs import state_name
 from dopkit.progress import Progress
+from dopkit.writer import TensorWriter
 
 Record = dict[str, Any]
 
 
 class Engine:
-    """Runs the jobs of one plan whose results the writers do not have yet.
+    """Runs jobs of one plan.
 
     ``state`` holds the state of the folds that the merge goes on from, if the plan reads it.
     """
@@ -43,7 +44,7 @@ class Engine:
         plan: Plan,
         donor: Checkpoint,
         models: Sequence[Checkpoint],
-        outputs: Outputs,
+        outputs: Outputs[TensorWriter],
         devices: Devices,
         progress: Progress,
         state: Checkpoint | None = None,
@@ -55,9 +56,8 @@ class Engine:
         self._devices = devices
         self._progress = progress
 
-    def run(self) -> None:
-        """Fold every tensor. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
-        jobs = self._outputs.to_fold()
+    def run(self, jobs: Sequence[TensorJob]) -> None:
+        """Fold these tensors. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(job.effort for job in jobs))
         announce(self._reads(jobs), self._plan.stream_bytes)
         ahead = ReadAhead(requests(self._reads(jobs)), READ_AHEAD_BYTES)

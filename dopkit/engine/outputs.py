@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Generic, TypeVar
 
 import torch
 
@@ -15,23 +16,25 @@ from dopkit.checkpoints.reading import bytes_of
 from dopkit.engine.pipes import WriteBehind
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.outputs import state_name
-from dopkit.writer import ShardWriter
+from dopkit.writer import TensorWriter
+
+W = TypeVar("W", bound=TensorWriter, covariant=True)
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """The writers of one merge, by step; each of them knows what an earlier run has left."""
+class Outputs(Generic[W]):
+    """The writers of one merge, by step; those of the process that leads it know what an earlier run has left."""
 
     plan: Plan
-    models: Mapping[int, ShardWriter]  # of plan.written_steps
-    unscaled: Mapping[int, ShardWriter] = field(default_factory=dict)  # of the same steps, or none
-    state: ShardWriter | None = None
+    models: Mapping[int, W]  # of plan.written_steps
+    unscaled: Mapping[int, W] = field(default_factory=dict)  # of the same steps, or none
+    state: W | None = None
 
     def waits(self, job: TensorJob) -> bool:
         """Whether the job's results wait for the scale of the whole model."""
         return bool(self.unscaled) and job.rule.fold is not None
 
-    def folded(self, job: TensorJob) -> Mapping[int, ShardWriter]:
+    def folded(self, job: TensorJob) -> Mapping[int, W]:
         """Where the results of the job's fold go."""
         return self.unscaled if self.waits(job) else self.models
 
@@ -65,7 +68,7 @@ class Sink:
         self._behind = behind
         self._positions: dict[tuple[int, str], int] = {}
 
-    def put(self, writer: ShardWriter, name: str, tensor: torch.Tensor) -> None:
+    def put(self, writer: TensorWriter, name: str, tensor: torch.Tensor) -> None:
         """Hand a part over; it must not change any more."""
         if not tensor.numel():
             return

@@ -26,8 +26,10 @@ from dopkit.engine.pipes import WriteBehind
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.building import WRITE_BEHIND_BYTES
 from dopkit.planning.outputs import UNSCALED
+from dopkit.planning.sharing import moving_cost
 from dopkit.progress import Progress
 from dopkit.specs import TensorSpec
+from dopkit.writer import TensorWriter
 
 TASKS, MERGED = "task_squares", "merged_squares"  # in the journal's entry of a result that waits
 
@@ -56,7 +58,7 @@ def squares(base: Tensor, model: Tensor) -> float:
     return float((model - base).square_().sum(dtype=torch.float64))
 
 
-def measure(outputs: Outputs) -> Norms | None:
+def measure(outputs: Outputs[TensorWriter]) -> Norms | None:
     """The norms that the first pass has measured, in this run or an earlier one; None when none were asked for."""
     plan = outputs.plan
     if plan.scale != "norm":
@@ -76,7 +78,7 @@ def measure(outputs: Outputs) -> Norms | None:
 class Scaler:
     """The second pass: reads what the folds returned, scales it, casts it once, writes it."""
 
-    def __init__(self, outputs: Outputs, donor: Checkpoint, folder: Path, progress: Progress) -> None:
+    def __init__(self, outputs: Outputs[TensorWriter], donor: Checkpoint, folder: Path, progress: Progress) -> None:
         self._outputs, self._donor, self._progress = outputs, donor, progress
         self._plan = outputs.plan
         self._specs = {
@@ -90,11 +92,10 @@ class Scaler:
             for place in [folder / unscaled_folder(step)]
         }
 
-    def run(self, norms: Norms) -> None:
-        """Scale every result that waits. Raises MergeError, OutputError, CheckpointError; what is done is journaled."""
-        jobs = self._outputs.to_scale()
+    def run(self, jobs: Sequence[TensorJob], norms: Norms) -> None:
+        """Scale these results. Raises MergeError, OutputError, CheckpointError; what is done is journaled."""
         self._progress.stage("scaling")
-        self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), float(sum(job.nbytes for job in jobs)))
+        self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(map(moving_cost, jobs)))
         announce(self._reads(jobs), self._plan.stream_bytes)
         behind = WriteBehind(WRITE_BEHIND_BYTES)
         try:
@@ -123,7 +124,7 @@ class Scaler:
                 check_finite(job, result, ())
                 sink.put(writer, job.name, result)
             nbytes = job.nbytes * (rows[1] - rows[0]) // max(1, job.rows)
-            self._progress.advance(nbytes, float(nbytes))
+            self._progress.advance(nbytes, moving_cost(job) * (rows[1] - rows[0]) / max(1, job.rows))
         behind.put(0, partial(self._complete, job))
 
     def _complete(self, job: TensorJob) -> None:

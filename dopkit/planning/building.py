@@ -38,6 +38,7 @@ class Room:
     shared_disk: bool = False  # output and download cache lie on one disk
     memory_given: bool = False  # the memory is what the user allows, so all of it may be used
     shards_leave: bool = False  # a finished shard is uploaded and removed while the next one is made
+    processes: int = 1  # that each need the memory of one; ``memory`` is the share of one
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,15 @@ def _room_problems(plan: Plan, room: Room) -> list[Problem]:
     if plan.memory_bytes > room.memory:
         largest = max(plan.jobs, key=lambda job: job.working_bytes)
         what = "memory (the largest need is for " + largest.name + ")"
-        problems.append(
-            _too_little(what, plan.memory_bytes, room.memory, "Raise --max-memory, or use a larger machine.")
-        )
+        need, have = room.processes * plan.memory_bytes, room.processes * room.memory
+        problems.append(_too_little(what, need, have, _memory_remedy(have // plan.memory_bytes, room.processes)))
     return problems
+
+
+def _memory_remedy(enough_for: int, processes: int) -> str:
+    if processes == 1 or not enough_for:
+        return "Raise --max-memory, or use a larger machine."
+    return f"Each of the {processes} processes on this machine needs its own: start {enough_for}, or use a larger one."
 
 
 def _too_little(what: str, need: int, have: int, remedy: str) -> Problem:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from dopkit.writer.folder import EVALUATION, JOURNAL, RECEIPT, REPORT, OutputFolder
-from dopkit.writer.journal import Journal, read_journal
+from dopkit.writer.folder import EVALUATION, JOURNAL, RECEIPT, REPORT, OutputFolder, guest_journal
+from dopkit.writer.journal import GuestJournal, Journal, parse_lines, read_journal
 from dopkit.writer.shards import ShardFile, ShardWriter, write_text
+from dopkit.writer.tensors import TensorWriter
 
 __all__ = [
     "EVALUATION",
     "JOURNAL",
     "RECEIPT",
     "REPORT",
+    "GuestJournal",
     "Journal",
     "OutputFolder",
     "ShardFile",
     "ShardWriter",
+    "TensorWriter",
+    "guest_journal",
+    "parse_lines",
     "read_journal",
     "write_text",
 ]

@@ -15,6 +15,7 @@ from dopkit.errors import OutputError, Problem
 
 JOURNAL = "journal.jsonl"
 LOCK = "journal.lock"
+GUESTS = "journal.*.jsonl"  # of the other processes, where several write; each has its lock beside it
 RECEIPT = "dopkit_receipt.json"
 EVALUATION = "dopkit_evaluation.json"
 REPORT = "report.html"
@@ -131,3 +132,8 @@ class OutputFolder:
     def free_bytes(self) -> int:
         """Free space on the disk that the folder is on or would be on."""
         return shutil.disk_usage(self.free_location()).free
+
+
+def guest_journal(rank: int) -> str:
+    """The journal of a process that is not the first."""
+    return f"journal.{rank}.jsonl"

@@ -1,6 +1,7 @@
 """Shards on disk: preallocated, written at planned offsets, hashed on the way, and continued after a kill.
 
-Takes bytes and names; knows neither torch nor methods. One thread writes at a time.
+Takes bytes and names; knows neither torch nor methods. One thread writes at a time; other processes may write other
+tensors of the same files (``tensors``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import errno
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from dopkit.errors import OutputError, Problem
 from dopkit.layout import INDEX_FILE, Placed, Shard, index_json
 from dopkit.writer.journal import Journal
+from dopkit.writer.tensors import OpenFile, TensorWriter
 
 _CHUNK = 1 << 24
 
@@ -30,8 +32,8 @@ class ShardFile:
     sha256: str
 
 
-class ShardWriter:
-    """Writes the tensors of a plan's shards into a working folder.
+class ShardWriter(TensorWriter):
+    """Writes the tensors of a plan's shards into a working folder, and finishes the shards.
 
     A tensor's bytes come in order through ``write``; ``complete`` journals it. ``done`` names those that an earlier
     run completed and whose bytes are still good. A shard is finished as soon as its last tensor is; ``on_shard`` is
@@ -40,6 +42,8 @@ class ShardWriter:
     Several writers may share a journal: each has its own ``place``, a sub-folder. What is done already is not written
     again.
     """
+
+    _files: list[_OpenShard]
 
     def __init__(
         self,
@@ -50,70 +54,70 @@ class ShardWriter:
         elsewhere: Mapping[str, ShardFile] | None = None,
         place: str = "",
     ) -> None:
-        self._folder = folder / place
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._prefix = f"{place}/" if place else ""
+        (folder / place).mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, shards, journal, place, _OpenShard)
         self._shards = shards
-        self._journal = journal
-        self._files = [_OpenShard(self._folder, shard) for shard in shards]
-        self._place: dict[str, tuple[_OpenShard, Placed]] = {
-            tensor.name: (file, tensor)
-            for file, shard in zip(self._files, shards, strict=True)
-            for tensor in shard.tensors
-        }
-        self._crc: dict[str, int] = {}  # of the tensors in hand
         gone = elsewhere or {}
         self._on_shard = on_shard
         self._finished = {file: gone[file.shard.file] for file in self._files if file.shard.file in gone}
-        self.done = {name for name in self._place if self._still_good(name)}
+        self.done |= {
+            tensor.name
+            for file in self._files
+            for tensor in file.shard.tensors
+            if file in self._finished or self._still_good(file, tensor)
+        }
         self._missing = {file: {tensor.name for tensor in file.shard.tensors} - self.done for file in self._files}
+        self._finish_complete()
+
+    def _still_good(self, file: _OpenShard, tensor: Placed) -> bool:
+        entry = self._journal.entries.get(self.key(tensor.name))
+        return entry is not None and file.check(tensor, int(entry["crc"]))
+
+    def complete(self, name: str, record: dict[str, Any]) -> None:
+        if name in self.done:
+            return
+        super().complete(name, record)
+        self._missing[self._place[name][0]].discard(name)
+        self._finish_complete()
+
+    def preallocate(self) -> None:
+        """Make every file that is not there, so that other processes can write to it."""
+        for file in self._files:
+            if file not in self._finished:
+                with self._failing():
+                    file.make()
+
+    def take_over(self, keys: Collection[str]) -> None:
+        """Look at what other processes have written: those ``keys`` of the journal that are of this writer.
+
+        Raises OutputError when it is not there.
+        """
+        for file in self._files:
+            if file in self._finished:
+                continue
+            file.close()  # a network's file system shows what others wrote to those who open anew
+            for tensor in file.shard.tensors:  # those of this process as well: the hash goes on with them
+                if tensor.name not in self.done and self.key(tensor.name) not in keys:
+                    continue
+                if not self._still_good(file, tensor):
+                    raise OutputError(
+                        f"{file.path} does not hold what another process wrote there",
+                        [Problem(tensor.name, "its bytes are not those that were written", _NOT_SHARED)],
+                    )
+                self.done.add(tensor.name)
+                self._missing[file].discard(tensor.name)
+        self._finish_complete()
+
+    def _finish_complete(self) -> None:
         for file, missing in self._missing.items():
             if not missing and file not in self._finished:
                 self._finish(file)
 
-    def _still_good(self, name: str) -> bool:
-        entry = self._journal.entries.get(self._prefix + name)
-        shard, tensor = self._place[name]
-        if shard in self._finished:
-            return True
-        return entry is not None and shard.check(tensor, int(entry["crc"]))
-
-    def write(self, name: str, position: int, data: memoryview) -> None:
-        """Put ``data`` at byte ``position`` of a tensor; positions of one tensor must rise without a gap.
-
-        Raises OutputError when the disk is full or fails.
-        """
-        if name in self.done:
-            return
-        shard, tensor = self._place[name]
-        self._crc[name] = zlib.crc32(data, self._crc.get(name, 0) if position else 0)
-        try:
-            shard.write(tensor.offset + position, data)
-        except OSError as error:
-            raise _failed(self._folder, error) from error
-
-    def complete(self, name: str, record: dict[str, Any]) -> None:
-        """All bytes of this tensor are written: journal it with what the receipt will say."""
-        if name in self.done:
-            return
-        shard = self._place[name][0]
-        self._journal.append({"name": self._prefix + name, "crc": self._crc.pop(name, 0), **record})
-        self.done.add(name)
-        self._missing[shard].discard(name)
-        if not self._missing[shard]:
-            self._finish(shard)
-
     def _finish(self, shard: _OpenShard) -> None:
-        try:
+        with self._failing():
             self._finished[shard] = shard.finish()
-        except OSError as error:
-            raise _failed(self._folder, error) from error
         if self._on_shard is not None:
             self._on_shard(self._finished[shard], shard.path)
-
-    def entry(self, name: str) -> dict[str, Any]:
-        """What ``complete`` was told of a tensor, in this run or an earlier one."""
-        return self._journal.entries[self._prefix + name]
 
     def finish(self) -> list[ShardFile]:
         """Write the index. Call when every tensor is complete."""
@@ -122,19 +126,12 @@ class ShardWriter:
             write_text(self._folder / INDEX_FILE, index)
         return [self._finished[shard] for shard in self._files]
 
-    def close(self) -> None:
-        """Let go of the files; what is journaled stays for the next run."""
-        for shard in self._files:
-            shard.close()
 
-
-class _OpenShard:
+class _OpenShard(OpenFile):
     """One shard file. Its hash follows the writing as long as that goes from front to back."""
 
     def __init__(self, folder: Path, shard: Shard) -> None:
-        self.path = folder / shard.file
-        self.shard = shard
-        self._handle: int | None = None
+        super().__init__(folder, shard)
         self._hash = hashlib.sha256(shard.header)
         self._hashed = len(shard.header)  # bytes from the front that are in the hash
 
@@ -153,36 +150,36 @@ class _OpenShard:
         return found == crc
 
     def write(self, offset: int, data: memoryview) -> None:
-        handle = self._open()
-        done = 0
-        while done < len(data):
-            done += os.pwrite(handle, data[done:], offset + done)
+        super().write(offset, data)
         if self._hashed == offset:
             self._hash.update(data)
             self._hashed = offset + len(data)
 
     def finish(self) -> ShardFile:
-        handle = self._open()  # a shard of empty tensors was never written to
+        handle = self._opened()  # a shard of empty tensors was never written to
         os.pwrite(handle, self.shard.header, 0)
         for chunk in self._chunks(self._hashed, self.shard.size):
             self._hash.update(chunk)
         self.close()
         return ShardFile(self.shard.file, self.shard.size, self._hash.hexdigest())
 
-    def close(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
+    def make(self) -> None:
+        """The file at its full size; what is in it stays."""
+        self._opened()
 
     def _open(self) -> int:
-        """The file, made at its full size at the first write: a full disk shows before the work, not after."""
-        if self._handle is None:
-            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            _allocate(self._handle, self.shard.size)
-        return self._handle
+        """The file, made at its full size at the first write: a full disk shows before the work, not after.
+
+        It is allocated once alone: where a file system cannot, the C library writes zeros, which must not happen
+        while others write.
+        """
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        if os.fstat(handle).st_size != self.shard.size:
+            _allocate(handle, self.shard.size)
+        return handle
 
     def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
-        handle = self._open()
+        handle = self._opened()
         while start < stop:
             chunk = os.pread(handle, min(_CHUNK, stop - start), start)
             assert chunk, f"{self.path} is shorter than it was made"
@@ -208,6 +205,4 @@ def write_text(path: Path, text: str) -> None:
     beside.rename(path)
 
 
-def _failed(folder: Path, error: OSError) -> OutputError:
-    remedy = "Make room and run the same command again: it goes on from here." if error.errno == errno.ENOSPC else ""
-    return OutputError(f"cannot write to {folder}", [Problem("", error.strerror or str(error), remedy)])
+_NOT_SHARED = "All processes must write to one folder: is it on storage that every machine shares?"

@@ -110,6 +110,25 @@ parameters: {{weight: 1}}
 """
 
 
+def test_plan_shows_what_each_of_several_processes_would_do(recipe: Path) -> None:
+    lines = invoke("plan", "trio.yaml", "--processes", "3").stdout.splitlines()
+    assert lines[-6].endswith("in each process") and not lines[-5]
+    assert [line.split()[0] for line in lines[-4:]] == ["process", "0", "1", "2"]
+    assert sum(int(line.split()[1]) for line in lines[-3:]) == 21
+    shared = json.loads(invoke("plan", "trio.yaml", "--processes", "3", "--json").stdout)["processes"]
+    assert [len(own["tensors"]) for own in shared] == [int(line.split()[1]) for line in lines[-3:]]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_a_run_is_shared(recipe: Path, monkeypatch: pytest.MonkeyPatch, rank: str) -> None:
+    """Under `accelerate launch` one process refuses, and the others are silent."""
+    for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    result = invoke("plan", "trio.yaml")
+    assert result.exit_code == 1 and not result.stdout
+    assert ("only a run is shared" in result.stderr) is (rank == "0")
+
+
 def test_check_and_plan_tell_the_stages(recipe: Path, llama: Path) -> None:
     recipe.write_text(STAGES.format(llama))
     checked = invoke("check", "trio.yaml").stdout.splitlines()

@@ -103,7 +103,7 @@ def test_what_does_not_fit_the_device_is_done_on_the_cpu(
             placed[working_bytes] = chosen.type
             return torch.device("cpu")
 
-    monkeypatch.setattr("dopkit.preparing.choose", lambda name: Small(torch.device("meta"), 2000))
+    monkeypatch.setattr("dopkit.preparing.choose", lambda *_: Small(torch.device("meta"), 2000))
     result = dopkit.run(make_recipe(vit, ["e0", "e1"], "dop"), tmp_path / "out")
     for job in result.plan.jobs:
         assert placed[job.working_bytes] == ("meta" if job.working_bytes <= 2000 else "cpu")
