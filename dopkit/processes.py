@@ -57,6 +57,13 @@ class Processes:
         """What the first process says here; ``value`` counts in the first alone."""
         return self.gather(value if self.first else None)[0]
 
+    def leave(self) -> None:
+        """Part from the others: the last thing that each does, when it has all that it was to be told."""
+        if self.number > 1:
+            from accelerate import PartialState
+
+            PartialState().destroy_process_group()  # its threads would else be cut off in the middle of something
+
     @contextmanager
     def first_goes_first(self) -> Iterator[None]:
         """The others do this when the first has done it, and never when it fails: then it alone says why."""

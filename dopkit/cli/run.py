@@ -50,6 +50,7 @@ def run(
         cut_as_published(origin, how)
     with watch(quiet=quiet or as_json or not together.first, verbose=verbose) as progress:
         result = pipeline.run(loaded, out, pipeline.Options(processes=together, **how), progress)
+    together.leave()
     if not together.first:
         return
     if as_json:
