@@ -58,7 +58,7 @@ class Processes:
         return self.gather(value if self.first else None)[0]
 
     def leave(self) -> None:
-        """Part from the others: the last thing that each does, when it has all that it was to be told."""
+        """Part from the others: the last thing that each does, whether it has failed or not."""
         if self.number > 1:
             from accelerate import PartialState
 

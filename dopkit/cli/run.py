@@ -40,17 +40,28 @@ def run(
     complete.
     """
     read_publishing(how)
-    from dopkit import hub_recipes, pipeline, processes
-    from dopkit.cli.progress import watch
+    from dopkit import processes
 
     together = processes.join(how["device"])
+    try:
+        _run(recipe, out, as_json, quiet, verbose, how, together)
+    finally:
+        together.leave()
+
+
+def _run(
+    recipe: str, out: str | None, as_json: bool, quiet: bool, verbose: bool, how: dict[str, Any], together: Any
+) -> None:
+    """One of the processes that are ``together``; the first speaks."""
+    from dopkit import hub_recipes, pipeline
+    from dopkit.cli.progress import watch
+
     with together.first_goes_first():
         origin = hub_recipes.pinned(recipe)
         loaded = hub_recipes.load_recipe(origin or recipe)
         cut_as_published(origin, how)
     with watch(quiet=quiet or as_json or not together.first, verbose=verbose) as progress:
         result = pipeline.run(loaded, out, pipeline.Options(processes=together, **how), progress)
-    together.leave()
     if not together.first:
         return
     if as_json:
