@@ -176,7 +176,7 @@ def test_a_branch_that_moves_does_not_change_what_is_continued(hub: TestHub, tmp
     made = recipe("[org/a0, org/a1]", None, "average")
     first = dopkit.plan(made)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Engine, "run", lambda engine: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(Engine, "run", lambda engine, jobs: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             dopkit.run(made, tmp_path / "out")
     for name in ("base", "a0"):
