@@ -74,6 +74,7 @@ class _Reading:
         self.data: dict[str, Any] = without_idle(document.data, self.notes)
         self.meant: set[str] = set()  # keys that a misspelt one was probably meant to be
         self.sources = SourceReading(self.data, folder, self.add, names, several)
+        self.base = self.sources.ref(self.data.get("base_model"), ("base_model",))
 
     def add(self, path: YamlPath, what: str) -> None:
         self.problems.append(self.document.problem(path, what))
@@ -86,7 +87,7 @@ class _Reading:
     def recipe(self, name: str) -> Recipe | None:
         """The recipe, or None when there are problems."""
         file = self._file()
-        base = self.sources.ref(self.data.get("base_model"), ("base_model",))
+        base = self.base
         self._bases_of_slices(base)
         method = self._method(self.data.get("merge_method"), ("merge_method",))
         merged = self.sources.given
@@ -199,8 +200,7 @@ class _Reading:
             yield f"{other.name} reads a file beside every model: make it the recipe's method, and the other one this"
         if other.needs_base and self.data.get("base_model") is None:
             yield f"{other.name} works on task vectors: it needs the recipe's 'base_model'"
-        base = self.sources.ref(self.data.get("base_model"), ("base_model",))
-        listed = base is not None and any(one.ref.key == base.key for one in self.sources.given)
+        listed = self.base is not None and any(one.ref.key == self.base.key for one in self.sources.given)
         if method and other.skips_base != method.skips_base and listed:
             yield f"the base stands among the models: one of {method.name} and {other.name} would merge it, one not"
         if not self.sources.parts and (what := wrong_number(other, models)):
