@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dopkit.checkpoints import open_checkpoint
+from dopkit.cluster import Cluster
 from dopkit.merging import merge
 from dopkit.planning.outputs import STAGES
 from dopkit.preparing import Options, Prepared
@@ -15,7 +16,7 @@ from dopkit.sources import Sources
 from dopkit.writer import OutputFolder
 
 
-def keep_stages(prepared: Prepared, progress: Progress, processes: Processes) -> None:
+def keep_stages(prepared: Prepared, progress: Progress, processes: Processes, cluster: Cluster | None = None) -> None:
     """Merge the stages of an accepted plan into its working folder, those left by an earlier run excepted.
 
     Raises as ``merge`` does; what is done stays.
@@ -30,5 +31,5 @@ def keep_stages(prepared: Prepared, progress: Progress, processes: Processes) ->
         own = Prepared(plan.recipe, sources, prepared.devices, output)
         if not processes.tell(processes.first and output.finished(own.fingerprint)):
             progress.note(f"stage {name}")
-            merge(own, progress, Options(processes=processes))
+            merge(own, progress, Options(processes=processes, cluster=cluster))
         stage.read_from(open_checkpoint(ModelRef(name, folder=output.path.absolute())))

@@ -1,34 +1,31 @@
 """The merge itself, from an accepted plan to a finished folder: weights, side files, state, receipt, card.
 
-With several processes the first does all of it but for its share of the weights; the others do theirs.
+With several processes the first does all of it but for its share of the weights; the others do theirs. With a cluster
+its workers do the weights.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from dopkit import assembly, card, heads, publishing, receipt, skeleton, state, verification
 from dopkit.checkpoints import Checkpoint
-from dopkit.engine import Engine
-from dopkit.engine.companions import Companions, Sizes
-from dopkit.engine.outputs import Outputs
-from dopkit.engine.scaling import Norms, Scaler, measure, number, unscaled_folder
+from dopkit.engine.companions import Sizes
+from dopkit.engine.scaling import Norms, measure, number
+from dopkit.helping import engine_of, help_along, outputs_of, scaling_by
+from dopkit.helping.hiring import crew_of, forget_tokens
 from dopkit.layout import Shard
 from dopkit.measure import peak_resident_bytes, resident_bytes
-from dopkit.planning import Plan
-from dopkit.planning.outputs import STATE, UNSCALED, step_folder
+from dopkit.planning.outputs import UNSCALED, step_folder
 from dopkit.preparing import Options, Prepared
-from dopkit.processes import Processes
 from dopkit.progress import Progress
-from dopkit.spreading import Guest, Host, folding, scaling
-from dopkit.writer import RECEIPT, GuestJournal, Journal, ShardFile, ShardWriter, TensorWriter, write_text
-
-W = TypeVar("W", bound=TensorWriter)
+from dopkit.spreading import Executor, Host, folding, scaling
+from dopkit.writer import RECEIPT, Journal, ShardFile, ShardWriter, write_text
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ def merge(
     if processes.first:
         done = _lead(prepared, progress, options, earlier, sizes)
     else:
-        _help(prepared, progress, processes, sizes)
+        help_along(prepared, progress, processes, sizes)
     told: receipt.Receipt = processes.tell(done)
     return told
 
@@ -71,98 +68,62 @@ def _lead(
         ahead = publishing.Ahead(options.push, made, journal, options.frees) if options.push else None
         if ahead:
             stack.callback(ahead.stop)
-        writers: list[ShardWriter] = []
+        writers: dict[str, ShardWriter] = {}
 
         def open_writer(place: str, shards: Sequence[Shard]) -> ShardWriter:
             result = not place  # the model itself, and not what stands beside it
             on_shard = ahead.add if ahead and result else None
             writer = ShardWriter(folder, shards, journal, on_shard, gone if result else None, place)
             stack.callback(writer.close)
-            writers.append(writer)
+            writers[place] = writer
             return writer
 
-        outputs = _outputs(made, open_writer)
+        outputs = outputs_of(made, open_writer)
         if journal.resumed:
             there = len(made.jobs) - len(outputs.to_fold())
             progress.note(f"continuing: {there} of {len(made.jobs)} tensors are already there")
         progress.stage("merging")
-        host = Host(options.processes, folder, journal, writers, progress)
         kept = earlier.state() if earlier and earlier.state else None
         if kept:
             stack.callback(kept.close)
-        engine = _engine(prepared, outputs, host.progress, sizes, kept)
-        with host.sharing(folding(outputs)) as jobs:
-            engine.run(jobs)
-        norms = measure(outputs)
-        if norms is not None:
-            with host.sharing(scaling(outputs, norms)) as jobs:
-                Scaler(outputs, sources.donor, folder, host.progress).run(jobs, norms)
-        shards = writers[0].finish()
+        with _executor(prepared, options, journal, writers, progress, sizes) as executor:
+            executor.do(folding(outputs), engine_of(prepared, outputs, executor.progress, sizes, kept).run)
+            norms = measure(outputs)
+            if norms is not None:
+                scale = scaling_by(outputs, sources, folder, executor.progress, norms)
+                executor.do(scaling(outputs, norms), scale)
+        shards = writers[""].finish()
         for writer in (*outputs.models.values(), *([outputs.state] if outputs.state else [])):
-            if writer is not writers[0]:
+            if writer is not writers[""]:
                 writer.finish()
         journal.forget_guests()
         if ahead:
             progress.stage("uploading")
             ahead.finish()  # it reads the files where they are now
         shutil.rmtree(folder / UNSCALED, ignore_errors=True)
+        forget_tokens(folder)
         progress.stage("verifying")
         if earlier:
             earlier.take_along(folder)
         elsewhere = {*gone, *(ahead.freed if ahead else ())}
         before_this = earlier.receipt if earlier else None
-        done = _finish(
-            folder, prepared, journal, shards, norms, before, elsewhere, before_this, options.processes.number
-        )
+        done = _finish(folder, prepared, journal, shards, norms, before, elsewhere, before_this, executor.number)
         output.publish()
     return done
 
 
-def _help(prepared: Prepared, progress: Progress, processes: Processes, sizes: Sizes) -> None:
-    """The part of any other process: its share of the weights."""
-    made, folder = prepared.plan, prepared.output.partial
-    with ExitStack() as stack:
-        processes.tell()  # the folder is there, and what an earlier run left is taken over
-        journal = GuestJournal(folder, processes.rank, prepared.fingerprint)
-        stack.callback(journal.close)
-        writers: list[TensorWriter] = []
-
-        def open_writer(place: str, shards: Sequence[Shard]) -> TensorWriter:
-            writer = TensorWriter(folder, shards, journal, place)
-            stack.callback(writer.close)
-            writers.append(writer)
-            return writer
-
-        outputs = _outputs(made, open_writer)
-        guest = Guest(processes, made, journal, writers)
-        engine = _engine(prepared, outputs, progress, sizes, None)
-        with guest.sharing() as (jobs, _):
-            engine.run(jobs)
-        if outputs.unscaled:
-            with guest.sharing() as (jobs, (norms, recorded)):
-                journal.know(recorded)
-                Scaler(outputs, prepared.sources.donor, folder, progress).run(jobs, norms)
-
-
-def _engine(
-    prepared: Prepared, outputs: Outputs[TensorWriter], progress: Progress, sizes: Sizes, kept: Checkpoint | None
-) -> Engine:
-    sources = prepared.sources
-    companions = Companions(sources.companions, sizes)
-    return Engine(prepared.plan, sources.donor, sources.models, outputs, prepared.devices, progress, kept, companions)
-
-
-def _outputs(made: Plan, open_writer: Callable[[str, Sequence[Shard]], W]) -> Outputs[W]:
-    """The writers of everything that the plan writes, that of the result first."""
-    last = open_writer("", made.shards)
-    models = {step: open_writer(step_folder(step), made.shards) for step in made.written_steps[:-1]}
-    waiting = made.written_steps if made.unscaled_shards else ()
-    return Outputs(
-        made,
-        {**models, made.last_step: last},
-        {step: open_writer(unscaled_folder(step), made.unscaled_shards) for step in waiting},
-        open_writer(STATE, made.state_shards) if made.state_shards else None,
-    )
+def _executor(
+    prepared: Prepared,
+    options: Options,
+    journal: Journal,
+    writers: Mapping[str, ShardWriter],
+    progress: Progress,
+    sizes: Sizes,
+) -> Executor:
+    """Who does the jobs: this process, those that were launched with it, or the workers of a cluster."""
+    if options.cluster is not None:
+        return crew_of(options.cluster, prepared, options.max_memory, journal, writers, progress, sizes)
+    return Host(options.processes, prepared.output.partial, journal, list(writers.values()), progress)
 
 
 def _finish(

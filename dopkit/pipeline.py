@@ -77,6 +77,7 @@ def run(
         if recipe.output == "adapter" and processes.number > 1:
             remedy = "Start dopkit itself, without `accelerate launch`."
             raise PlanError("an adapter is merged by one process", [Problem("", "", remedy)])
+        _check_cluster(recipe, options)
         if options.tasks is not None:
             check_tasks(options.tasks)
     if recipe.output == "adapter":
@@ -91,6 +92,18 @@ def run(
     if not processes.first:
         return result
     return published(assessed(result, options, progress), options, progress)
+
+
+def _check_cluster(recipe: Recipe, options: Options) -> None:
+    """Refuse what a cluster cannot do, or one that is not there. Raises PlanError."""
+    if options.cluster is None:
+        return
+    if options.processes.number > 1:
+        remedy = "Leave out --executor, or start dopkit itself, without `accelerate launch`."
+        raise PlanError("a merge is done by a cluster or by processes that were launched", [Problem("", "", remedy)])
+    if recipe.output == "adapter":
+        raise PlanError("an adapter is merged by one process", [Problem("", "", "Leave out --executor.")])
+    options.cluster.check()
 
 
 def place_of(recipe: Recipe, out: str | Path | None, options: Options) -> OutputFolder:
@@ -112,7 +125,7 @@ def finish(
     fetch(prepared, progress, processes)
     sizes = processes.tell(_looked_at(prepared, progress, related) if processes.first else None)
     if options.keep_stages:
-        keep_stages(prepared, progress, processes)
+        keep_stages(prepared, progress, processes, options.cluster)
     return Result(output.path, made, merge(prepared, progress, options, earlier, sizes))
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dopkit import heads, hub, pinning, publishing
+from dopkit.cluster import Cluster
 from dopkit.device import Devices, choose
 from dopkit.engine.descent import check_descent
 from dopkit.engine.equality import check_equal
@@ -40,6 +41,7 @@ class Options:
     keep_stages: bool = False  # keep the models of the stages
     keep_state: bool = False  # keep the state of the folds, so that models added later give the very same
     processes: Processes = ALONE  # that share the work
+    cluster: Cluster | None = None  # whose workers merge the tensors, instead of this process
     tasks: str | Path | None = None  # a file of tasks: score the model after every step, and write a report
 
     @property
@@ -91,7 +93,7 @@ def prepare(
     if pins:
         progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
     obstacles = [obstacle] if (obstacle := output.obstacle()) else []
-    if options.frees and options.processes.number > 1:
+    if options.frees and (options.processes.number > 1 or options.cluster is not None):
         what = "several processes need the whole output on the disk, and --stream --push-to-hub frees it on the way"
         obstacles.append(Problem("", what, "Leave out --stream, or push afterwards."))
     if options.tasks and options.frees:

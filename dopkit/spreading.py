@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dopkit.engine.outputs import Outputs
 from dopkit.planning import Plan, TensorJob
@@ -22,6 +22,7 @@ from dopkit.progress import Progress
 from dopkit.writer import GuestJournal, Journal, ShardWriter, TensorWriter, guest_journal, parse_lines
 
 Entry = dict[str, Any]  # of a journal
+Run = Callable[[Sequence[TensorJob]], None]  # does jobs in this process
 _LOOK_EVERY = 0.5  # seconds between looks at what the others have done
 
 
@@ -34,6 +35,33 @@ class Pass:
     cost: Cost  # for dealing them out
     effort: Cost  # as the watcher is told
     message: Any = None  # what the other processes must know
+    recorded: Callable[[TensorJob], Entry] | None = None  # and of each job: what the pass before has recorded
+
+    @property
+    def reads_output(self) -> bool:
+        """Whether it reads what the pass before has written."""
+        return self.recorded is not None
+
+    def told(self, jobs: Sequence[TensorJob]) -> Any:
+        """What must be known to do these jobs."""
+        return (self.message, [self.recorded(job) for job in jobs]) if self.recorded else self.message
+
+
+class Executor(Protocol):
+    """Who does the jobs of a merge, as the process that leads it sees them. Entered for the time of the passes."""
+
+    progress: Progress  # for the jobs that are done here
+
+    @property
+    def number(self) -> int:
+        """Of processes, or workers."""
+
+    def do(self, work: Pass, run: Run) -> None:
+        """Have all jobs of the pass done, by ``run`` those that fall to this process."""
+
+    def __enter__(self) -> Executor: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def folding(outputs: Outputs[TensorWriter]) -> Pass:
@@ -46,9 +74,8 @@ def folding(outputs: Outputs[TensorWriter]) -> Pass:
 def scaling(outputs: Outputs[TensorWriter], norms: object) -> Pass:
     """The second pass, where there is one. The others must know ``norms``, and what was recorded in the first."""
     last, jobs = outputs.plan.last_step, outputs.to_scale()
-    recorded = [outputs.unscaled[last].entry(job.name) for job in jobs]
-    key = outputs.models[last].key
-    return Pass(jobs, lambda job: key(job.name), moving_cost, moving_cost, (norms, recorded))
+    recorded, key = outputs.unscaled[last].entry, outputs.models[last].key
+    return Pass(jobs, lambda job: key(job.name), moving_cost, moving_cost, norms, lambda job: recorded(job.name))
 
 
 class Host:
@@ -62,14 +89,23 @@ class Host:
         self._overall = _Overall(progress, [folder / guest_journal(rank) for rank in range(1, processes.number)])
         self.progress: Progress = self._overall if processes.number > 1 else progress
 
-    @contextmanager
-    def sharing(self, work: Pass) -> Iterator[Sequence[TensorJob]]:
-        """The jobs of this process; at the end all are done.
+    @property
+    def number(self) -> int:
+        return self._processes.number
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The processes part later."""
+
+    def do(self, work: Pass, run: Run) -> None:
+        """``run`` gets the jobs of this process; at the end all are done.
 
         Raises OutputError when what another process wrote is not there, MergeError when one has ended.
         """
         if self._processes.number == 1:
-            yield work.jobs
+            run(work.jobs)
             return
         for writer in self._writers:
             writer.preallocate()
@@ -77,9 +113,9 @@ class Host:
             self._processes.tell()  # they open their journals now that ours has taken over what an earlier run left
             self._met = True
         dealt = shares(work.jobs, self._processes.number, work.cost)
-        self._processes.tell(([[job.name for job in own] for own in dealt], work.message))
+        self._processes.tell(([[job.name for job in own] for own in dealt], work.told(work.jobs)))
         with self._overall.watching(work, {work.key(job): job for own in dealt[1:] for job in own}):
-            yield dealt[0]
+            run(dealt[0])
             nothing: list[Entry] = []
             entries = [entry for own in self._processes.gather(nothing) for entry in own]
         self._journal.take_over(entries)

@@ -35,6 +35,7 @@ ONLY = {
     "huggingface_hub": ["hub"],
     "transformers": ["skeleton", "loading"],
     "accelerate": ["device", "processes"],
+    "ray": ["cluster"],
     "click": ["cli"],
     "rich": ["cli"],
 }

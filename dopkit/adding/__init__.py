@@ -47,6 +47,8 @@ def add(
     progress = progress or Progress()
     if options is not None and options.processes.number > 1:
         raise PlanError("models are added by one process", [Problem("", "", "Start it without `accelerate launch`.")])
+    if options is not None and options.cluster is not None:
+        raise PlanError("models are added by one process", [Problem("", "", "Leave out the cluster.")])
     OutputFolder(Path(merged), grows=True).put_back()  # if an earlier call was killed while it replaced the folder
     wanted = addition(merged, experts, out, options or Options(), parameters or {}, from_experts)
     options = wanted.options

@@ -83,6 +83,40 @@ def keep_stages_option(command: Command) -> Command:
     return click.option("--keep-stages", is_flag=True, help=told)(command)
 
 
+def cluster_options(command: Command) -> Command:
+    """``--executor`` and ``--ray-address``, of ``run``; see ``read_cluster``."""
+    for option in reversed(
+        (
+            click.option(
+                "--executor",
+                type=click.Choice(["local", "ray"]),
+                default="local",
+                show_default=True,
+                help="Who merges: this process, or workers on a Ray cluster.",
+            ),
+            click.option(
+                "--ray-address",
+                metavar="HOST:PORT",
+                help="Head of the cluster (default: RAY_ADDRESS, else this machine's, else a new one).",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def read_cluster(how: dict[str, Any]) -> None:
+    """Put the options of a cluster together, in place."""
+    executor, address = how.pop("executor"), how.pop("ray_address")
+    how["cluster"] = None
+    if executor == "ray":
+        from dopkit.cluster import Ray
+
+        how["cluster"] = Ray(address)
+    elif address is not None:
+        raise click.UsageError("--ray-address needs --executor ray")
+
+
 def cut_as_published(origin: ModelRef | None, how: dict[str, Any]) -> None:
     """A published merge is made again in files of the size it has, unless another size is asked for."""
     context = click.get_current_context()

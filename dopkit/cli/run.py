@@ -8,10 +8,12 @@ import click
 
 from dopkit.cli.eval import show_scores
 from dopkit.cli.output import (
+    cluster_options,
     cut_as_published,
     keep_stages_option,
     merge_options,
     printable,
+    read_cluster,
     show_json,
     watching_options,
 )
@@ -22,6 +24,7 @@ from dopkit.cli.push import publishing_options, read_publishing, report
 @click.argument("recipe", metavar="RECIPE")
 @merge_options
 @keep_stages_option
+@cluster_options
 @publishing_options
 @watching_options
 def run(
@@ -35,11 +38,13 @@ def run(
     """Merge the models of RECIPE; run again to finish an interrupted merge.
 
     RECIPE is a file, or a repository on the Hub that carries one: user/name makes a published merge again.
-    `accelerate launch --num_processes N -m dopkit run RECIPE` shares the work among N processes.
+    `accelerate launch --num_processes N -m dopkit run RECIPE` shares the work among N processes, `--executor ray`
+    among the workers of a Ray cluster.
     Everything is checked before a weight is downloaded or a file written. The output folder appears when it is
     complete.
     """
     read_publishing(how)
+    read_cluster(how)
     from dopkit import processes
 
     together = processes.join(how["device"])

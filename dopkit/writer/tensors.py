@@ -11,11 +11,18 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from dopkit.errors import OutputError, Problem
 from dopkit.layout import Placed, Shard
-from dopkit.writer.journal import Lines
+
+
+class Entries(Protocol):
+    """What a writer needs of a journal."""
+
+    entries: dict[str, dict[str, Any]]
+
+    def append(self, entry: dict[str, Any]) -> None: ...
 
 
 class OpenFile:
@@ -56,7 +63,7 @@ class TensorWriter:
         self,
         folder: Path,
         shards: Sequence[Shard],
-        journal: Lines,
+        journal: Entries,
         place: str = "",
         kind: Callable[[Path, Shard], Any] = OpenFile,
     ) -> None:
@@ -75,6 +82,11 @@ class TensorWriter:
     def key(self, name: str) -> str:
         """A tensor's name in the journal."""
         return self._prefix + name
+
+    def named(self, key: str) -> str | None:
+        """The tensor of that name in the journal; None when it is not one of these."""
+        name = key.removeprefix(self._prefix)
+        return name if name in self._place and self.key(name) == key else None
 
     def write(self, name: str, position: int, data: memoryview) -> None:
         """Put ``data`` at byte ``position`` of a tensor; positions of one tensor must rise without a gap.
