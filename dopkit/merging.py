@@ -82,7 +82,8 @@ def _lead(
         if journal.resumed:
             there = len(made.jobs) - len(outputs.to_fold())
             progress.note(f"continuing: {there} of {len(made.jobs)} tensors are already there")
-        progress.stage("merging")
+        if options.cluster is None:
+            progress.stage("merging")
         kept = earlier.state() if earlier and earlier.state else None
         if kept:
             stack.callback(kept.close)

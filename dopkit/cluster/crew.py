@@ -99,9 +99,9 @@ class Crew:
         progress = self.progress
         if self._fleet is None:
             progress.stage("joining the cluster")
+            self._fleet = self._stack.enter_context(self._open_fleet())
             for writer in self._writers.values():
                 writer.preallocate()
-            self._fleet = self._stack.enter_context(self._open_fleet())
         progress.stage("scaling" if work.reads_output else "merging")
         progress.begin(len(work.jobs), sum(job.nbytes for job in work.jobs), sum(map(work.effort, work.jobs)))
         self._left = {job.name: job for job in work.jobs}

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import tiny
+from click.testing import CliRunner
 
 import dopkit
+from dopkit.cli import main
 from dopkit.cluster import Needs, Ray
 from dopkit.cluster.fleet import QUIET
 from dopkit.errors import PlanError
@@ -125,3 +127,13 @@ def test_a_machine_is_killed_in_the_middle(
         assert tiny.weights(tmp_path / "out" / place) == tiny.weights(tmp_path / "alone" / place), place
     assert far.receipt["shards"] == alone.receipt["shards"]
     assert "raylet" not in capfd.readouterr().out
+
+
+def test_on_the_command_line(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base_model: {llama}/base\nmerge_method: dop\nmodels: [{llama}/e0, {llama}/e1]\n")
+    alone = CliRunner().invoke(main, ["run", str(recipe), "--ray-address", "127.0.0.1:1"])
+    assert alone.exit_code == 2 and "--ray-address needs --executor ray" in alone.output
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    refused = CliRunner().invoke(main, ["run", str(recipe), "--executor", "ray", "--ray-address", "ray://here:1"])
+    assert refused.exit_code == 1 and "no Ray cluster at ray://here:1" in refused.output
