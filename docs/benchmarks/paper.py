@@ -35,7 +35,7 @@ RATES = {
     "gpu": 25e9,  # bytes a second of casts and elementwise arithmetic, with the way to the GPU and back
     "float64": 5e12,  # floating-point operations a second that eigensolvers reach on a GPU made for float64
 }
-METHODS = {
+METHODS: dict[str, dict[str, object]] = {
     "linear": {"parameters": {"weight": 1.0}},
     "ties": {"parameters": {"density": 0.2}},
     "dop": {"parameters": {"solver": "exact"}},
@@ -60,9 +60,9 @@ def shapes(config: dict[str, int]) -> dict[str, list[int]]:
 def make_model(folder: Path, config: dict[str, int]) -> None:
     """A folder that looks like the model to whoever reads headers alone."""
     folder.mkdir()
-    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
+    kind: dict[str, object] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16",
             "tie_word_embeddings": False}  # fmt: skip
-    (folder / "config.json").write_text(json.dumps(config | kind))
+    (folder / "config.json").write_text(json.dumps({**config, **kind}))
     header, offset = {}, 0
     for name, shape in shapes(config).items():
         nbytes = 2 * (shape[0] * shape[1] if len(shape) > 1 else shape[0])
@@ -76,7 +76,7 @@ def make_model(folder: Path, config: dict[str, int]) -> None:
 
 def planned(folder: Path, experts: int, method: str) -> Plan:
     models = [f"./e{number}" for number in range(experts)]
-    data = {"base_model": "./base", "merge_method": method, "models": models, **METHODS[method]}
+    data: dict[str, object] = {"base_model": "./base", "merge_method": method, "models": models, **METHODS[method]}
     if method == "linear":
         del data["base_model"]
         data["models"] = ["./base", *models]

@@ -117,10 +117,10 @@ class Crew:
                 self._give(hand, deck, work, len(able))
             for hand, reply in self._fleet.wait(_LOOK_EVERY):
                 self._heard(hand, reply, deck, work)
-            if any(hand.met for hand in self._hands):
-                begun = time.monotonic()
+            if self._hands:
+                begun = time.monotonic()  # who does not greet yet may be downloading, or wait for its CPUs
             elif time.monotonic() - begun > self._patience:
-                raise MergeError("no worker of the cluster is at work", [Problem("", _NOBODY, _AGAIN)])
+                raise MergeError("no worker of the cluster is left", [Problem("", _NOBODY, _AGAIN)])
         if self._written:
             for writer in self._writers.values():
                 writer.take_over(self._written)
@@ -130,7 +130,7 @@ class Crew:
         hired = self._fleet.hire(most)
         if hired:
             nodes = len({hand.node for hand in hired})
-            self.progress.note(f"{count(len(hired), 'worker')} on {count(nodes, 'machine')}")
+            self.progress.note(f"asked for {count(len(hired), 'worker')} on {count(nodes, 'machine')}")
         return hired
 
     def _give(self, hand: Hand, deck: Deck, work: Pass, workers: int) -> None:
@@ -174,6 +174,8 @@ class Crew:
             raise _disagree(hand, "it finds other models there", _OTHER)
         hand.met, hand.shares = True, said.shares
         self._met += 1
+        if self._met == 1:
+            self.progress.note("the first worker has begun")
 
     def _take(self, hand: Hand, said: Said, deck: Deck, work: Pass) -> None:
         match said:
@@ -223,6 +225,6 @@ def _disagree(hand: Hand, what: str, remedy: str) -> PlanError:
     return PlanError("a worker does not agree with this process", [Problem(hand.node, what, remedy)])
 
 
-_NOBODY = "they are lost, did not begin, or wait for what others use"
+_NOBODY = "they are lost, or could not begin, and no other has come"
 _AGAIN = "See `ray status`. The same command continues, with --executor ray or without."
 _OTHER = "Are the models on storage that every machine shares? If one on the Hub has just changed, run again."

@@ -183,7 +183,7 @@ def test_workers_that_differ_are_refused(
 def test_nobody_comes(llama: Path, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew.Crew.__init__, "__defaults__", (0.1,))
     cluster = PlayedCluster(2, loses=lambda number, calls, jobs: True, most=4)
-    with pytest.raises(MergeError, match="no worker of the cluster is at work"):
+    with pytest.raises(MergeError, match="no worker of the cluster is left"):
         by(cluster, make_recipe(llama, ["e0", "e1"]), tmp_path / "out", dopkit.Options())
 
 
