@@ -50,13 +50,19 @@ def show(made: Any, as_json: bool, verbose: bool, processes: int = 1) -> None:
     way = "streamed" if made.streamed else "of download"
     click.echo(
         f"needs {show_size(made.download_bytes)} {way}, {_disk(made)}, "
-        f"about {show_size(made.memory_bytes)} of memory beside the program itself"
-        + (" in each process" if processes > 1 else "")
+        f"{_memory(made)}" + (" in each process" if processes > 1 else "")
     )
     if processes > 1:
         rows = [(str(rank), str(len(own["tensors"])), show_size(own["bytes"]), show_seconds(own["seconds"]))
                 for rank, own in enumerate(_shares(made, processes))]  # fmt: skip
         click.echo("\n" + table([("process", "tensors", "written", "roughly"), *rows], right=(0, 1, 2, 3)))
+
+
+def _memory(made: Any) -> str:
+    """What the process comes to with one tensor in hand, and what there is for more."""
+    program, work = show_size(made.program_bytes), show_size(made.work_bytes)
+    needed = f"about {show_size(made.memory_bytes)} of memory ({program} of it the program itself)"
+    return f"{needed}; tensors in hand may take up to {work} together"
 
 
 def _shares(made: Any, processes: int) -> list[dict[str, Any]]:
@@ -225,4 +231,6 @@ def as_data(made: Any) -> dict[str, Any]:
         "notes": list(made.notes),
         "streamed": made.streamed,
         "needs": {"download": made.download_bytes, "disk": made.disk_bytes, "memory": made.memory_bytes},
+        "memory": {"program": made.program_bytes, "tensors_in_hand": made.work_bytes, "ahead": made.buffers.ahead}
+        | {"behind": made.buffers.behind},
     }

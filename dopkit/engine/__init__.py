@@ -25,7 +25,6 @@ from dopkit.engine.pipes import ReadAhead, WriteBehind
 from dopkit.engine.scaling import squares
 from dopkit.measure import peak_resident_bytes
 from dopkit.planning import Plan, TensorJob
-from dopkit.planning.building import READ_AHEAD_BYTES, WRITE_BEHIND_BYTES
 from dopkit.planning.outputs import state_name
 from dopkit.progress import Progress
 from dopkit.writer import TensorWriter
@@ -60,8 +59,8 @@ class Engine:
         """Fold these tensors. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(job.effort for job in jobs))
         announce(self._reads(jobs), self._plan.stream_bytes)
-        ahead = ReadAhead(requests(self._reads(jobs)), READ_AHEAD_BYTES)
-        behind = WriteBehind(WRITE_BEHIND_BYTES)
+        ahead = ReadAhead(requests(self._reads(jobs)), self._plan.buffers.ahead)
+        behind = WriteBehind(self._plan.buffers.behind)
         try:
             for job in jobs:
                 self._progress.tensor(job.name)

@@ -24,7 +24,10 @@ class Request:
 
 
 class ReadAhead:
-    """Yields what the requests read, in order, with at most ``budget`` bytes read beyond the one asked for."""
+    """Yields what the requests read, in order, with at most ``budget`` bytes read beyond the one asked for.
+
+    One request is always ahead, whatever its size; with a budget of 0 none is.
+    """
 
     def __init__(self, requests: Iterable[Request], budget: int) -> None:
         self._requests = iter(requests)
@@ -38,7 +41,8 @@ class ReadAhead:
         self._fill()
         nbytes, future = self._waiting.popleft()
         self._ahead -= nbytes
-        self._fill()
+        if self._budget:
+            self._fill()
         return future.result()
 
     def _fill(self) -> None:
@@ -56,6 +60,7 @@ class ReadAhead:
 class WriteBehind:
     """Runs calls in order on a thread of their own, with at most ``budget`` bytes handed over and not yet done.
 
+    One call may always wait, whatever its size; with a budget of 0 a call is done when ``put`` returns.
     The first call that raises stops the rest; its exception comes out of the next ``put`` or of ``close``.
     """
 
@@ -72,7 +77,9 @@ class WriteBehind:
             if self._failed:
                 raise self._failed
             self._pending += nbytes
-        self._thread.submit(self._run, nbytes, call)
+        done = self._thread.submit(self._run, nbytes, call)
+        if not self._budget:
+            done.result()
 
     def _run(self, nbytes: int, call: Callable[[], Any]) -> None:
         try:

@@ -9,8 +9,8 @@ import pytest
 
 import dopkit
 from dopkit.errors import PlanError
-from dopkit.planning import building
-from dopkit.planning.building import Room
+from dopkit.planning import room as rooms
+from dopkit.planning.room import Room
 
 GB = 10**9
 
@@ -24,7 +24,7 @@ def plan(llama: Path) -> dopkit.Plan:
 
 
 def messages(plan: dopkit.Plan, room: Room) -> list[str]:
-    return [problem.what for problem in building._room_problems(plan, room)]
+    return [problem.what for problem in rooms.problems_of(plan, room)]
 
 
 def test_enough(plan: dopkit.Plan) -> None:
