@@ -138,7 +138,7 @@ class Plan:
     # For each stack that is put together from slices, the layer of the first source that each of its layers is.
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     program_bytes: int = 0  # of the memory: what the process held before
-    work_bytes: int = 0  # of memory that jobs in hand may take together; one may always be in hand
+    work_bytes: int = 0  # of memory that jobs in hand may take together; one may always be; 0 where nobody has said
     buffers: Buffers = USUAL
 
     @property

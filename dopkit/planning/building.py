@@ -131,7 +131,7 @@ def _fitted(
     stream_room = streaming.StreamRoom(cache_disk, room.memory, room.memory_given)
     plan = streaming.decide(plan, (donor, *models, *beside), stream_room, stream)
     rest = room.memory - (plan.memory_bytes - need.job) - need.making
-    return replace(plan, work_bytes=max(0, rest))
+    return replace(plan, work_bytes=max(1, rest))
 
 
 def _adds_up_blocks(plan: Plan) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dopkit.errors import Problem
-from dopkit.methods import FLOAT32
+from dopkit.methods import FLOAT32, Cut
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.adapters import making_bytes
 from dopkit.planning.buffers import OVERHEAD_BYTES, Buffers
@@ -57,9 +57,11 @@ def needs(plan: Plan, donor: Model, models: Sequence[Model], room: Room) -> Need
     sources = plan.models
     for one in plan.jobs:
         made = making_bytes(plan.donor, sources, one) + reading_bytes(plan.donor, sources, one)
-        job = max(job, host_bytes(one, room) + made)
+        reads = list(_reads(one, donor, models))
+        together = sum(reads) if one.rule.cut is Cut.BLOCKS else 0  # blocks of all models may be in hand at once
+        job = max(job, host_bytes(one, room) + made + together)
         making = max(making, made)
-        read = max(read, *_reads(one, donor, models))
+        read = max(read, *reads)
         written = max(written, *_writes(one, plan.keeps_state))
     return Needs(job, making, read, written)
 
