@@ -227,7 +227,8 @@ def test_what_cannot_be_one_adapter_is_refused(adapted: Path, tmp_path: Path) ->
         "  --device: does not go with `output: adapter`",
         "    Leave it out.",
     ]
-    (short,) = refusal(recipe(adapted, output="adapter"), max_memory=1_000)[1:]
+    _, short, remedy = refusal(recipe(adapted, output="adapter"), max_memory=1_000)
+    assert re.fullmatch(r"    `--max-memory \d+MB` would do, where there is so much\.", remedy)
     assert re.match(
         r"  too little memory \(.*\): \S+ MB needed \(\S+ MB of it by the program itself\), 1 kB there", short
     )

@@ -19,6 +19,8 @@ from dopkit.planning.staging import reading_bytes
 from dopkit.specs import DTYPES
 from dopkit.units import round_up, show_size
 
+TOGETHER_BYTES = 64_000_000  # of one block of all models: more are not in hand at once
+
 
 @dataclass(frozen=True)
 class Room:
@@ -58,7 +60,8 @@ def needs(plan: Plan, donor: Model, models: Sequence[Model], room: Room) -> Need
     for one in plan.jobs:
         made = making_bytes(plan.donor, sources, one) + reading_bytes(plan.donor, sources, one)
         reads = list(_reads(one, donor, models))
-        together = sum(reads) if one.rule.cut is Cut.BLOCKS else 0  # blocks of all models may be in hand at once
+        together = sum(reads) if one.rule.cut is Cut.BLOCKS else 0  # blocks of all models, where they are not many
+        together = together if together <= TOGETHER_BYTES else 0
         job = max(job, host_bytes(one, room) + made + together)
         making = max(making, made)
         read = max(read, *reads)
