@@ -18,6 +18,7 @@ import dopkit
 from dopkit.device import choose
 from dopkit.errors import PlanError
 from dopkit.limits import MemoryLimit, parse_limit
+from dopkit.measure import resident_bytes
 from dopkit.units import parse_size
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts and limits of Linux")
@@ -124,6 +125,24 @@ def test_another_budget_continues_the_same_merge(models: Path) -> None:
     assert small.fingerprint("cpu") == usual.fingerprint("cpu")
     assert small.memory_bytes < usual.memory_bytes - 60_000_000
     assert 0 < small.work_bytes < 20_000_000
+
+
+def test_a_merge_is_continued_with_another_limit(models: Path, tmp_path: Path) -> None:
+    """Its blocks are then others than those of what is there already."""
+
+    class Stopping(dopkit.Progress):
+        def tensor_done(self, name: str) -> None:
+            raise KeyboardInterrupt
+
+    recipe = dopkit.load_recipe(models / "average.yaml")
+    small = dopkit.Options(max_memory=resident_bytes() + 95_000_000)
+    with pytest.raises(KeyboardInterrupt):
+        dopkit.run(recipe, tmp_path / "out", small, Stopping())
+    result = dopkit.run(recipe, tmp_path / "out")
+    assert result.receipt["run"]["resumed"]
+    dopkit.run(recipe, tmp_path / "whole")
+    made = [tmp_path / out / "model.safetensors" for out in ("out", "whole")]
+    assert made[0].read_bytes() == made[1].read_bytes()
 
 
 def test_what_is_added_up_block_by_block_keeps_its_blocks(models: Path) -> None:

@@ -105,7 +105,7 @@ RAM = Rule(
     "ram", "dopkit.methods.selection:Ram", Cut.BLOCKS, True, copies(7), elementwise_effort,
     state=_tensors("total", "models"),
 )  # fmt: skip
-RAM_PLUS = _joint("ram plus", "selection:RamPlus", 9, costs.choosing_effort)
+RAM_PLUS = _joint("ram plus", "selection:RamPlus", 12, costs.choosing_effort)
 
 # Spectra.
 ISO_C = Rule(
