@@ -95,7 +95,7 @@ def _by_entry(name: str, code: str, number: int, base: bool) -> Rule:
 PASSTHROUGH = _by_entry("passthrough", "linear:Passthrough", 2, False)
 SLERP = _joint("slerp", "sphere:Slerp", 6, costs.angle_effort)
 NUSLERP = _joint("nuslerp", "sphere:Nuslerp", 8, costs.angle_effort)
-KARCHER = _joint("karcher", "sphere:Karcher", 6, costs.search_effort, False)
+KARCHER = _joint("karcher", "sphere:Karcher", 8, costs.search_effort, False)
 
 # Selections.
 NEARSWAP = _by_entry("nearswap", "selection:Nearswap", 5, True)
