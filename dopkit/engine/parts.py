@@ -5,7 +5,7 @@ Knows the plan, and a method as a Fold or a Joint; not where tensors come from, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +15,20 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.reading import torch_dtype
 from dopkit.device import Devices
 from dopkit.engine import scaling
-from dopkit.engine.blame import Input, explained
+from dopkit.engine.blame import Input, check_finite, explained
 from dopkit.engine.companions import Companions, check
 from dopkit.engine.scaling import scaled, squares
 from dopkit.errors import MergeError
+from dopkit.linalg.magnitude import CACHED
+from dopkit.methods import Cut
 from dopkit.methods.fold import Context, Fold, Joint
+from dopkit.planning import Input as PlannedInput
 from dopkit.planning import Plan, TensorJob
 from dopkit.planning.outputs import state_name
 from dopkit.short_names import told_apart
 
 Record = dict[str, Any]
+Rows = tuple[int, int]
 Merged = tuple[int, torch.Tensor | None, torch.Tensor]  # after which step, the base, the result before scale and cast
 
 
@@ -76,39 +80,83 @@ class Parts:
         self._working = torch_dtype(job.working_dtype)  # float32 throughout, whatever the inputs
         self._joint = job.rule.load_joint() if job.rule.joint else None
         self._fold = job.rule.load() if job.rule.fold and self._joint is None else None
-        self._state: Any = None
+        self._dtype = torch_dtype(job.dtype)
+        self._states: list[Any] = []
         self.steps: list[Record] = []  # what the method has measured
         # The sums of squares of the task vectors, where there are to be some.
         self.tasks = [0.0] * (len(inputs.models) - (1 if self._plan.continues else 0))
         self.measures = False
 
-    def merged(self, index: int, rows: tuple[int, int], wanted: Iterable[int]) -> Iterator[Merged]:
-        """The results of one part after the ``wanted`` steps, of which the last is one; see ``finished``.
+    def results(self, index: int, rows: Rows, wanted: Iterable[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """One part after each of the ``wanted`` steps as it is written: scaled by what is known beforehand, cast once,
+        finite, on the CPU. It does not change any more.
 
-        ``index`` counts the parts. A result must be used before the next one is asked for. Raises MergeError.
+        ``index`` counts the parts; the last step is one of ``wanted``. Raises MergeError.
         """
+        cuts = self._cuts(rows)
+        results: dict[int, torch.Tensor] = {}
+        for step, cut, base, merged in self._merged(index, rows, cuts, wanted):
+            merged = self._scaled(base, merged)
+            if len(cuts) == 1:
+                result = merged.to("cpu", self._dtype)
+                # the next step may overwrite the state while this is being written
+                kept = step == self._plan.last_step or result.data_ptr() != merged.data_ptr()
+                results[step] = part = result if kept else result.clone()
+            else:
+                whole = results.get(step)
+                if whole is None:
+                    shape = (rows[1] - rows[0], *merged.shape[1:])
+                    whole = results[step] = torch.empty(shape, dtype=self._dtype)
+                part = whole[cut[0] - rows[0] : cut[1] - rows[0]].copy_(merged)
+            check_finite(self._job, part, self._inputs.of(self._job))
+            if cut[1] == rows[1]:
+                yield step, results.pop(step)
+
+    def merged(self, index: int, rows: Rows, wanted: Iterable[int]) -> Iterator[Merged]:
+        """The same before scale and cast. A result must be used before the next one is asked for."""
+        for step, _, base, merged in self._merged(index, rows, [rows], wanted):
+            yield step, base, merged
+
+    def _merged(
+        self, index: int, rows: Rows, cuts: Sequence[Rows], wanted: Iterable[int]
+    ) -> Iterator[tuple[int, Rows, torch.Tensor | None, torch.Tensor]]:
+        """Step, rows, base and result, in each step one of the ``cuts`` after the other."""
         if self._fold is not None:
-            yield from self._folded(self._fold, index, rows, set(wanted))
+            yield from self._folded(self._fold, index, rows, cuts, set(wanted))
         elif self._joint is not None:
-            yield from self._at_once(self._joint, index, rows, sorted(wanted))
+            for step, base, merged in self._at_once(self._joint, index, rows, sorted(wanted)):
+                yield step, rows, base, merged
         else:
             tensor = self._following()
             for step in sorted(wanted):
-                yield step, None, tensor
+                yield step, rows, None, tensor
 
-    def finished(self, base: torch.Tensor | None, merged: torch.Tensor) -> torch.Tensor:
-        """A result as it is written: scaled by what is known beforehand, and cast once."""
+    def _cuts(self, rows: Rows) -> list[Rows]:
+        """What is merged element by element stays in a core's cache from the first operation to the last, where it can
+        be cut: each of these gets what the whole part would."""
+        job = self._job
+        if (
+            self._fold is None
+            or job.rule.cut is not Cut.BLOCKS
+            or self._device.type != "cpu"
+            or self._plan.keeps_state
+            or self._plan.continues
+        ):
+            return [rows]
+        step = max(1, CACHED // max(1, job.numel // max(1, job.rows)))
+        return [(start, min(rows[1], start + step)) for start in range(*rows, step)]
+
+    def _scaled(self, base: torch.Tensor | None, merged: torch.Tensor) -> torch.Tensor:
         scale = scaling.number(self._plan)
-        if scale != 1 and base is not None:
-            merged = scaled(base, merged, scale)
-        return merged.to("cpu", torch_dtype(self._job.dtype))
+        return merged if scale == 1 or base is None else scaled(base, merged, scale)
 
     def packed(self) -> dict[str, torch.Tensor]:
         """The state of the fold after the last part that was merged."""
         assert self._fold is not None
-        return self._fold.pack(self._state)
+        (state,) = self._states
+        return self._fold.pack(state)
 
-    def _contexts(self, index: int, rows: tuple[int, int]) -> Iterator[Context]:
+    def _contexts(self, index: int, rows: Rows) -> Iterator[Context]:
         """What the method may know at each step, for one part of the tensor."""
         job, before = self._job, self._plan.first_step - 1
         for step, (one, own) in enumerate(zip(job.inputs, job.parameters, strict=True), start=before + 1):
@@ -121,10 +169,10 @@ class Parts:
                 seed=self._plan.recipe.seed or 0,
                 tensor=job.canonical,
                 model=self._inputs.names[before + one.model],
-                offset=rows[0] * (job.numel // max(1, job.rows)),
+                offset=self._offset(rows),
             )
 
-    def _at_once(self, joint: Joint, index: int, rows: tuple[int, int], wanted: Sequence[int]) -> Iterator[Merged]:
+    def _at_once(self, joint: Joint, index: int, rows: Rows, wanted: Sequence[int]) -> Iterator[Merged]:
         """One part of the tensor, of all models at once; with earlier steps wanted, of the first so many as well."""
         base = self._up(self._following()) if self._job.base is not None else None
         contexts = list(self._contexts(index, rows))
@@ -137,29 +185,76 @@ class Parts:
                 raise self._explained(error) from error
             yield step, base, merged
 
-    def _folded(self, fold: Fold, index: int, rows: tuple[int, int], wanted: set[int]) -> Iterator[Merged]:
+    def _folded(
+        self, fold: Fold, index: int, rows: Rows, cuts: Sequence[Rows], wanted: set[int]
+    ) -> Iterator[tuple[int, Rows, torch.Tensor | None, torch.Tensor]]:
         """One part of the tensor, folded over all models."""
-        self._state = None
-        base = self._up(self._following()) if self._job.base is not None else None
+        raw = self._following() if self._job.base is not None else None
+        bases = [self._up(self._part(raw, rows, cut)) if raw is not None else None for cut in cuts]
+        self._states = [None] * len(cuts)
         first = self._plan.first_step
         # What a slice of layers is merged from may be fewer models than there are: its last one is the last step.
         skipped = self._plan.last_step - first - len(self._job.inputs) + 1
         for context in self._contexts(index, rows):
-            try:
-                if context.step == first:
-                    self._state = self._begin(fold, base, context)
-                else:
-                    self._state = fold.step(self._state, self._next_model(base, context.step), self._beside(context))
-            except MergeError as error:
-                raise self._explained(error) from error
-            if (step := context.step + skipped) in wanted:
-                yield step, base, fold.finish(self._state, context)
+            goes_on = context.step == first and self._plan.continues is not None
+            come = None if goes_on else self._come(context)
+            for number, (cut, base) in enumerate(zip(cuts, bases, strict=True)):
+                own = context if cut == rows else replace(context, offset=self._offset(cut))
+                try:
+                    if come is None:
+                        self._states[number] = self._begin(fold, base, own)
+                    else:
+                        self._states[number] = self._step(fold, self._states[number], base, come, rows, cut, own)
+                except MergeError as error:
+                    raise self._explained(error) from error
+                if (step := context.step + skipped) in wanted:
+                    yield step, cut, base, fold.finish(self._states[number], own)
+
+    def _come(self, context: Context) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """A model's part as it is read, and what lies beside it."""
+        model, beside = self._following(), {}
+        if companions := self._job.rule.companions:
+            own = self._inputs.companions.of(self._job, self._input(context))
+            beside = {part: check(*source, self._following()) for part, source in zip(companions, own, strict=True)}
+        return model, beside
+
+    def _step(
+        self,
+        fold: Fold,
+        state: Any,
+        base: torch.Tensor | None,
+        come: tuple[torch.Tensor, Mapping[str, torch.Tensor]],
+        rows: Rows,
+        cut: Rows,
+        context: Context,
+    ) -> Any:
+        """The state after one more model, of which ``come`` was read."""
+        raw, beside = come
+        model = self._up(self._part(raw, rows, cut))
+        if self.measures:
+            self._measure(base, model, context.step)
+        if beside:
+            companions = {part: self._up(self._part(tensor, rows, cut)) for part, tensor in beside.items()}
+            sizes = self._inputs.companions.size(self._input(context))
+            context = replace(context, companions=companions, sizes=sizes)
+        if context.step == self._plan.first_step:
+            return fold.start(base, model, context)
+        return fold.step(state, model, context)
+
+    def _input(self, context: Context) -> PlannedInput:
+        return self._job.inputs[context.step - self._plan.first_step]
+
+    @staticmethod
+    def _part(raw: torch.Tensor, rows: Rows, cut: Rows) -> torch.Tensor:
+        return raw if cut == rows else raw[cut[0] - rows[0] : cut[1] - rows[0]]
+
+    def _offset(self, rows: Rows) -> int:
+        return rows[0] * (self._job.numel // max(1, self._job.rows))
 
     def _begin(self, fold: Fold, base: torch.Tensor | None, context: Context) -> Any:
-        """The state after the first model, or after all that were merged before."""
+        """The state after all models that were merged before."""
         continues = self._plan.continues
-        if continues is None:
-            return fold.start(base, self._next_model(base, context.step), self._beside(context))
+        assert continues is not None
         if parts := self._inputs.packed(self._job):
             packed = {part: self._following().to(self._device) for part in parts}
             if not all(bool(torch.isfinite(tensor).all()) for tensor in packed.values()):
@@ -172,22 +267,15 @@ class Parts:
             return fold.unpack(base, {"merged": merged}, context)
         return fold.start(base, merged, context)  # what was merged stands for one model
 
+    def _measure(self, base: torch.Tensor | None, model: torch.Tensor, step: int) -> None:
+        assert base is not None, "what is scaled has a base"
+        self.tasks[step - self._plan.last_step - 1] += squares(base, model)  # counted from the last one
+
     def _next_model(self, base: torch.Tensor | None, step: int) -> torch.Tensor:
         model = self._up(self._following())
         if self.measures:
-            assert base is not None, "what is scaled has a base"
-            self.tasks[step - self._plan.last_step - 1] += squares(base, model)  # counted from the last one
+            self._measure(base, model, step)
         return model
-
-    def _beside(self, context: Context) -> Context:
-        """The context with what is read beside the model."""
-        companions, rule = self._inputs.companions, self._job.rule
-        if not rule.companions:
-            return context
-        one = self._job.inputs[context.step - self._plan.first_step]
-        beside = zip(rule.companions, companions.of(self._job, one), strict=True)
-        tensors = {part: self._up(check(*source, self._following())) for part, source in beside}
-        return replace(context, companions=tensors, sizes=companions.size(one))
 
     def _up(self, raw: torch.Tensor) -> torch.Tensor:
         return self._slice(raw.to(device=self._device, dtype=self._working))
