@@ -10,7 +10,9 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -52,6 +54,8 @@ class Crew(Generic[T, W]):
         self._hands, self._budget, self._cores = hands, budget, cores
         self._change = threading.Condition()
         self._line: deque[_Started[T, W]] = deque()
+        self._begun: SimpleQueue[_Started[T, W] | None] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
 
     def run(self, work: Iterable[W]) -> Iterator[tuple[W, T | None]]:
         """What the pieces give, piece after piece; None at the end of each.
@@ -75,7 +79,19 @@ class Crew(Generic[T, W]):
         started = _Started[T, W](work, self._change, self._cores and (self._cores if work.alone else 1))
         started.hand.first = not self._line
         self._line.append(started)
-        started.thread.start()
+        self._begun.put(started)
+        if len(self._threads) < min(self._hands, len(self._line)):
+            thread = threading.Thread(target=self._work, name=f"dopkit-merge_{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        """What a thread does."""
+        while (started := self._begun.get()) is not None:
+            try:
+                started.run()
+            except Stopped:  # nobody asks any more
+                return
 
     def _takes(self, work: W) -> bool:
         """Whether this piece may be taken in hand now."""
@@ -112,12 +128,14 @@ class Crew(Generic[T, W]):
     def stop(self) -> None:
         """What is in hand is broken off between two steps, as a key that the user presses does it."""
         for one in self._line:
-            one.hand.stop(one.thread)
+            one.hand.stop()
 
     def join(self) -> None:
         """Wait until nothing is in hand any more."""
-        for one in self._line:
-            one.thread.join(_PATIENCE)
+        for _ in self._threads:
+            self._begun.put(None)
+        for thread in self._threads:
+            thread.join(_PATIENCE)
         self._line.clear()
 
 
@@ -129,7 +147,18 @@ class Hand(Generic[T]):
         self.held = 0  # bytes of what is given and not taken
         self.first = self.stopped = False
         self._change = change
-        self._shielded = False
+        self._thread: int | None = None  # that may be broken off now
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """In here the thread may be broken off, but for what is ``shielded``."""
+        if self.stopped:
+            raise Stopped
+        self._thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = None
 
     def give(self, nbytes: int, what: T) -> None:
         """Wait until there is room for it, or it is the turn of this piece."""
@@ -146,20 +175,20 @@ class Hand(Generic[T]):
 
     def shielded(self, call: Callable[[], R]) -> R:
         """What a call gives that holds locks, in which nothing may be broken off."""
-        self._shielded = True
+        thread, self._thread = self._thread, None
         try:
             return call()
         finally:
-            self._shielded = False
+            self._thread = thread
             if self.stopped:
                 raise Stopped
 
-    def stop(self, thread: threading.Thread) -> None:
+    def stop(self) -> None:
         with self._change:
             self.stopped = True
             self._change.notify_all()
-        if not self._shielded and thread.ident is not None and thread.is_alive():
-            _interrupt(thread.ident)
+        if self._thread is not None:
+            _interrupt(self._thread)
 
 
 def _interrupt(thread: int) -> None:
@@ -175,21 +204,15 @@ class _Started(Generic[T, W]):
         self.finished = False
         self.error: BaseException | None = None
         self._change, self._cores = change, cores
-        self.thread = threading.Thread(target=self._run, name="dopkit-merge", daemon=True)
 
-    def _run(self) -> None:
+    def run(self) -> None:
         try:
             if self._cores:
                 torch.set_num_threads(self._cores)  # of this thread alone
-            self.work.run(self.hand)
+            with self.hand.working():
+                self.work.run(self.hand)
         except BaseException as error:
             self.error = error
-        try:
-            self.hand.shielded(self._finish)
-        except Stopped:  # nobody asks any more
-            return
-
-    def _finish(self) -> None:
         with self._change:
             self.finished = True
             self._change.notify_all()

@@ -5,6 +5,7 @@ Knows the plan, and a method as a Fold or a Joint; not where tensors come from, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,7 @@ from dopkit.engine.companions import Companions, check
 from dopkit.engine.scaling import scaled, squares
 from dopkit.errors import MergeError
 from dopkit.linalg.magnitude import CACHED
-from dopkit.methods import Cut
+from dopkit.methods import FLOAT32, Cut
 from dopkit.methods.fold import Context, Fold, Joint
 from dopkit.planning import Input as PlannedInput
 from dopkit.planning import Plan, TensorJob
@@ -29,12 +30,16 @@ from dopkit.short_names import told_apart
 
 Record = dict[str, Any]
 Rows = tuple[int, int]
+MANY_BYTES = 64_000_000  # of all models' parts, in float32
 Merged = tuple[int, torch.Tensor | None, torch.Tensor]  # after which step, the base, the result before scale and cast
 
 
 def device_of(job: TensorJob, devices: Devices) -> torch.device:
     """Where a job is merged."""
     return devices.place(job.working_bytes, float64=job.rule.float64 or job.dtype == "F64")
+
+
+Come = tuple[torch.Tensor, Mapping[str, torch.Tensor]]  # a model's part as it was read, and what lies beside it
 
 
 class Inputs:
@@ -81,7 +86,8 @@ class Parts:
         self._joint = job.rule.load_joint() if job.rule.joint else None
         self._fold = job.rule.load() if job.rule.fold and self._joint is None else None
         self._dtype = torch_dtype(job.dtype)
-        self._states: list[Any] = []
+        self._scale, self._draws = scaling.number(self._plan), self._plan.recipe.method.random
+        self._state: Any = None
         self.steps: list[Record] = []  # what the method has measured
         # The sums of squares of the task vectors, where there are to be some.
         self.tasks = [0.0] * (len(inputs.models) - (1 if self._plan.continues else 0))
@@ -132,29 +138,22 @@ class Parts:
                 yield step, rows, None, tensor
 
     def _cuts(self, rows: Rows) -> list[Rows]:
-        """What is merged element by element stays in a core's cache from the first operation to the last, where it can
-        be cut: each of these gets what the whole part would."""
-        job = self._job
-        if (
-            self._fold is None
-            or job.rule.cut is not Cut.BLOCKS
-            or self._device.type != "cpu"
-            or self._plan.keeps_state
-            or self._plan.continues
-        ):
+        """What is merged element by element is cut once more, to stay in a core's cache from the first operation to the
+        last. That takes all models at once, as they are read: of many of them it is not done."""
+        job, by_elements = self._job, self._fold is not None and self._job.rule.cut is Cut.BLOCKS
+        many = (1 + len(job.inputs) * (1 + len(job.rule.companions))) * FLOAT32 * math.prod(job.part_shape) > MANY_BYTES
+        if not by_elements or many or self._device.type != "cpu" or self._plan.keeps_state or self._plan.continues:
             return [rows]
         step = max(1, CACHED // max(1, job.numel // max(1, job.rows)))
         return [(start, min(rows[1], start + step)) for start in range(*rows, step)]
 
     def _scaled(self, base: torch.Tensor | None, merged: torch.Tensor) -> torch.Tensor:
-        scale = scaling.number(self._plan)
-        return merged if scale == 1 or base is None else scaled(base, merged, scale)
+        return merged if self._scale == 1 or base is None else scaled(base, merged, self._scale)
 
     def packed(self) -> dict[str, torch.Tensor]:
         """The state of the fold after the last part that was merged."""
         assert self._fold is not None
-        (state,) = self._states
-        return self._fold.pack(state)
+        return self._fold.pack(self._state)
 
     def _contexts(self, index: int, rows: Rows) -> Iterator[Context]:
         """What the method may know at each step, for one part of the tensor."""
@@ -190,40 +189,43 @@ class Parts:
     ) -> Iterator[tuple[int, Rows, torch.Tensor | None, torch.Tensor]]:
         """One part of the tensor, folded over all models."""
         raw = self._following() if self._job.base is not None else None
-        bases = [self._up(self._part(raw, rows, cut)) if raw is not None else None for cut in cuts]
-        self._states = [None] * len(cuts)
+        contexts = list(self._contexts(index, rows))
         first = self._plan.first_step
         # What a slice of layers is merged from may be fewer models than there are: its last one is the last step.
         skipped = self._plan.last_step - first - len(self._job.inputs) + 1
-        for context in self._contexts(index, rows):
-            goes_on = context.step == first and self._plan.continues is not None
-            come = None if goes_on else self._come(context)
-            for number, (cut, base) in enumerate(zip(cuts, bases, strict=True)):
-                own = context if cut == rows else replace(context, offset=self._offset(cut))
+        come: dict[int, Come] = {}  # by step; kept for the next cut, where there is one
+        for cut in cuts:
+            base = self._up(self._part(raw, rows, cut)) if raw is not None else None
+            self._state = None
+            for context in contexts:
+                own = replace(context, offset=self._offset(cut)) if self._draws and cut != rows else context
+                begins = context.step == first and self._plan.continues is not None
+                if not begins and context.step not in come:
+                    come[context.step] = self._come(context)
                 try:
-                    if come is None:
-                        self._states[number] = self._begin(fold, base, own)
+                    if begins:
+                        self._state = self._begin(fold, base, own)
                     else:
-                        self._states[number] = self._step(fold, self._states[number], base, come, rows, cut, own)
+                        took = come[own.step] if len(cuts) > 1 else come.pop(own.step)
+                        self._state = self._step(fold, self._state, base, took, rows, cut, own)
                 except MergeError as error:
                     raise self._explained(error) from error
                 if (step := context.step + skipped) in wanted:
-                    yield step, cut, base, fold.finish(self._states[number], own)
+                    yield step, cut, base, fold.finish(self._state, own)
 
-    def _come(self, context: Context) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """A model's part as it is read, and what lies beside it."""
-        model, beside = self._following(), {}
-        if companions := self._job.rule.companions:
-            own = self._inputs.companions.of(self._job, self._input(context))
-            beside = {part: check(*source, self._following()) for part, source in zip(companions, own, strict=True)}
-        return model, beside
+    def _come(self, context: Context) -> Come:
+        model = self._following()
+        if not (companions := self._job.rule.companions):
+            return model, {}
+        own = self._inputs.companions.of(self._job, self._input(context))
+        return model, {part: check(*source, self._following()) for part, source in zip(companions, own, strict=True)}
 
     def _step(
         self,
         fold: Fold,
         state: Any,
         base: torch.Tensor | None,
-        come: tuple[torch.Tensor, Mapping[str, torch.Tensor]],
+        come: Come,
         rows: Rows,
         cut: Rows,
         context: Context,

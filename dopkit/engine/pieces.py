@@ -65,9 +65,11 @@ class Piece:
         self.first, self.last = index == 0, rows is None or rows[1] == job.rows
         self.share = 1.0 if rows is None else (rows[1] - rows[0]) / job.rows
         self.waits = outputs.waits(job)
-        self.merged = dict.fromkeys(outputs.models, 0.0)
-        self.parts: Parts | None = None
+        self.merged = dict.fromkeys(outputs.models, 0.0)  # and of what was merged
         self.seconds = 0.0
+        self.steps: list[Record] = []
+        # Sums of squares of the task vectors, where results wait for their scale.
+        self.tasks = [0.0] * (len(inputs.models) - (1 if inputs.plan.continues else 0))
 
     def admitted(self) -> None:
         self._following = self._admit(self)
@@ -77,10 +79,11 @@ class Piece:
         if self.rows is None:
             return
         started = time.monotonic()
-        self.parts = Parts(self._inputs, self.job, self.device, lambda: hand.shielded(self._following))
-        self.parts.measures = self.waits
-        for result in self._results(self.parts, self.rows):
+        parts = Parts(self._inputs, self.job, self.device, lambda: hand.shielded(self._following))
+        parts.measures = self.waits
+        for result in self._results(parts, self.rows):
             hand.give(result.tensor.nbytes, result)
+        self.steps, self.tasks = parts.steps, parts.tasks
         self.seconds = time.monotonic() - started
 
     def _results(self, parts: Parts, rows: Rows) -> Iterator[Result]:
@@ -122,11 +125,9 @@ class Tally:
 
     def add(self, piece: Piece) -> None:
         self._seconds += piece.seconds
-        if piece.parts is None:
-            return
-        self._steps += piece.parts.steps
+        self._steps += piece.steps
         if piece.waits:
-            self._tasks = _sums(self._tasks, piece.parts.tasks)
+            self._tasks = _sums(self._tasks, piece.tasks)
             self._merged = _sums(self._merged, list(piece.merged.values()))
 
     def record(self, piece: Piece) -> Record:
