@@ -4,14 +4,15 @@ Paper: Yadav et al., TIES-Merging: Resolving Interference When Merging Models, N
 https://arxiv.org/abs/2306.01708
 
 The election sees all models, but what it needs of them are four sums. So this is the method over all models at once,
-in memory that does not grow with them, and not a merge of merges.
+in memory that does not grow with them, and not a merge of merges. On a CPU, up to four models are kept as they come, in
+the memory that the sums would take: they are counted block by block in a core's cache, and the sums never leave it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,15 +24,26 @@ from dopkit.methods.finite import refuse_not_finite
 from dopkit.methods.fold import Context
 
 
+@dataclass(frozen=True)
+class Vote:
+    """What a model brings to the election."""
+
+    entries: Tensor  # of its task vector
+    bound: float | None  # those that are not larger than this are left out; None: trimmed already
+    weight: float
+
+
 @dataclass
 class Votes:
-    """Sums over the models, all of the base's shape and dtype."""
+    """All that was brought: first what is added up, then what waits to be. All of the base's shape and dtype."""
 
     base: Tensor  # never written to
-    positive: Tensor  # of the weighted trimmed entries above zero
-    negative: Tensor  # of those below zero
-    positive_weight: Tensor  # of the weights of the models with a weighted entry above zero
-    negative_weight: Tensor
+    # Over the models: the weighted trimmed entries above zero, those below zero, and the weights of either. Or nothing.
+    sums: list[Tensor]
+    waiting: list[Vote]
+
+
+SUMS = ("positive", "negative", "positive_weight", "negative_weight")
 
 
 class Election(trimming.Untrimmed):
@@ -47,32 +59,34 @@ class Election(trimming.Untrimmed):
         """Raises ValueError without a base."""
         if base is None:
             raise ValueError("a fold of task vectors needs the base model's tensor")
-        return self.step(Votes(base, *(torch.zeros_like(base) for _ in range(4))), first, ctx)
+        sums = [] if base.device.type == "cpu" else [torch.zeros_like(base) for _ in SUMS]
+        return self.step(Votes(base, sums, []), first, ctx)
 
     def step(self, state: Votes, incoming: Tensor, ctx: Context) -> Votes:
         """Raises MergeError when a tensor holds NaN or infinity, which trimming might hide."""
         parameters = ctx.parameters
         assert isinstance(parameters, ElectionParameters)
-        entries = self.trim(_task_vector(incoming, state.base), ctx)
-        sums = (state.positive, state.negative, state.positive_weight, state.negative_weight)
-        for entry, positive, negative, positive_weight, negative_weight in trimming.blocks(entries, *sums):
-            above = entry.mul_(parameters.weight).clamp(min=0)
-            positive += above
-            positive_weight += above.sign_().mul_(parameters.weight)
-            below = entry.clamp_(max=0)
-            negative += below
-            negative_weight += below.sign_().mul_(-parameters.weight)
+        vote = Vote(*self.kept(_task_vector(incoming, state.base), ctx), parameters.weight)
+        if not state.sums and len(state.waiting) == len(SUMS):
+            _add_up(state)
+        if state.sums:
+            for entries, *sums in trimming.blocks(vote.entries, *state.sums):
+                _count(replace(vote, entries=entries), sums)
+        else:
+            state.waiting.append(vote)
         return state
+
+    def kept(self, entries: Tensor, ctx: Context) -> tuple[Tensor, float | None]:
+        """The entries of a task vector, and the bound of those that are still to be left out, if any."""
+        return self.trim(entries, ctx), None
 
     def finish(self, state: Votes, ctx: Context) -> Tensor:
         """W, a new tensor."""
         parameters = ctx.parameters
         assert isinstance(parameters, ElectionParameters)
         result = torch.empty_like(state.base)
-        sums = (state.positive, state.negative, state.positive_weight, state.negative_weight)
-        for merged, base, positive, negative, positive_weight, negative_weight in trimming.blocks(
-            result, state.base, *sums
-        ):
+        for merged, base, *sums in _counted(state, result, state.base):
+            positive, negative, positive_weight, negative_weight = sums
             total = positive + negative
             elected = _by_sign(total, positive, negative)
             if parameters.normalize:
@@ -81,24 +95,62 @@ class Election(trimming.Untrimmed):
         return result
 
     def pack(self, state: Votes) -> dict[str, Tensor]:
-        return {
-            "positive": state.positive,
-            "negative": state.negative,
-            "positive_weight": state.positive_weight,
-            "negative_weight": state.negative_weight,
-        }
+        if not state.sums:
+            _add_up(state)
+        return dict(zip(SUMS, state.sums, strict=True))
 
     def unpack(self, base: Tensor | None, packed: Mapping[str, Tensor], ctx: Context) -> Votes:
         if base is None:
             raise ValueError("a fold of task vectors needs the base model's tensor")
-        return Votes(base, **packed)
+        return Votes(base, [packed[name] for name in SUMS], [])
+
+
+def _add_up(state: Votes) -> None:
+    """The sums of what waits, in its memory."""
+    places = [vote.entries for vote in state.waiting]
+    places += [torch.empty_like(state.base) for _ in range(len(SUMS) - len(places))]
+    for (*own,) in _counted(state, *places):
+        for place, counted in zip(own[: len(SUMS)], own[len(SUMS) :], strict=True):
+            place.copy_(counted)
+    state.sums, state.waiting = places, []
+
+
+def _counted(state: Votes, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of the tensors ``beside``, each with the four sums up to all that waits: new ones, or the state's own."""
+    number = len(beside)
+    if state.sums:
+        yield from trimming.blocks(*beside, *state.sums)
+        return
+    for (*blocks,) in trimming.blocks(*beside, *(vote.entries for vote in state.waiting)):
+        sums = [torch.zeros_like(blocks[0]) for _ in SUMS]
+        for vote, entries in zip(state.waiting, blocks[number:], strict=True):
+            _count(replace(vote, entries=entries), sums)
+        yield (*blocks[:number], *sums)
+
+
+def _count(vote: Vote, sums: Sequence[Tensor]) -> None:
+    """Add a vote to the four sums; its entries stay as they are.
+
+    A sign is a whole number, so its product with a weight is exact, whether it is rounded before it is added or not.
+    """
+    positive, negative, positive_weight, negative_weight = sums
+    entries = vote.entries if vote.bound is None else torch.hardshrink(vote.entries, vote.bound)
+    if vote.weight != 1:
+        entries = entries * vote.weight
+    above = entries.clamp(min=0)
+    positive += above
+    positive_weight.add_(above.sign_(), alpha=vote.weight)
+    below = torch.clamp(entries, max=0, out=above)
+    negative += below
+    negative_weight.add_(below.sign_(), alpha=-vote.weight)
 
 
 def _task_vector(incoming: Tensor, base: Tensor) -> Tensor:
     """``incoming - base``, in the memory of ``incoming``. Raises MergeError when either is not finite."""
     for own, theirs in trimming.blocks(incoming, base):
         difference = own - theirs
-        if not all(math.isfinite(end) for end in torch.stack(torch.aminmax(difference)).tolist()):
+        flat = difference.reshape(-1)
+        if not math.isfinite(torch.dot(flat, flat)):  # not for sure: squares are larger
             refuse_not_finite(base=theirs, incoming=own)
         own.copy_(difference)
     return incoming
@@ -132,3 +184,10 @@ class Ties(Election):
             return trimming.keep_largest(entries, parameters.density)
         before = trimming.sum_of_magnitudes(entries)
         return trimming.restore_sum(trimming.keep_largest(entries, parameters.density), before)
+
+    def kept(self, entries: Tensor, ctx: Context) -> tuple[Tensor, float | None]:
+        parameters = ctx.parameters
+        assert isinstance(parameters, TiesParameters)
+        if parameters.rescale or not 0 < parameters.density < 1 or not entries.numel():
+            return super().kept(entries, ctx)
+        return entries, trimming.bound_of_largest(entries, parameters.density)
