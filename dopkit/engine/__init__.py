@@ -18,8 +18,8 @@ from dopkit.device import Devices
 from dopkit.engine.announcing import Read, announce, requests
 from dopkit.engine.companions import Companions
 from dopkit.engine.crew import Crew
+from dopkit.engine.inputs import Inputs
 from dopkit.engine.outputs import Outputs, Sink
-from dopkit.engine.parts import Inputs
 from dopkit.engine.pieces import Piece, Result, Tally, reads
 from dopkit.engine.pipes import ReadAhead, WriteBehind
 from dopkit.planning import Plan, TensorJob

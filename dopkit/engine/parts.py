@@ -5,73 +5,29 @@ Knows the plan, and a method as a Fold or a Joint; not where tensors come from, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.reading import torch_dtype
-from dopkit.device import Devices
-from dopkit.engine import scaling
-from dopkit.engine.blame import Input, check_finite, explained
-from dopkit.engine.companions import Companions, check
+from dopkit.engine import cutting, scaling
+from dopkit.engine.blame import check_finite, explained
+from dopkit.engine.companions import check
+from dopkit.engine.inputs import Inputs
 from dopkit.engine.scaling import scaled, squares
 from dopkit.errors import MergeError
-from dopkit.linalg.magnitude import CACHED
-from dopkit.methods import FLOAT32, Cut
-from dopkit.methods.fold import Context, Fold, Joint
+from dopkit.methods.fold import Context, Fold, Joint, Surveying
 from dopkit.planning import Input as PlannedInput
-from dopkit.planning import Plan, TensorJob
-from dopkit.planning.outputs import state_name
-from dopkit.short_names import told_apart
+from dopkit.planning import TensorJob
 
 Record = dict[str, Any]
 Rows = tuple[int, int]
-MANY_BYTES = 64_000_000  # of all models' parts, in float32
 Merged = tuple[int, torch.Tensor | None, torch.Tensor]  # after which step, the base, the result before scale and cast
 
 
-def device_of(job: TensorJob, devices: Devices) -> torch.device:
-    """Where a job is merged."""
-    return devices.place(job.working_bytes, float64=job.rule.float64 or job.dtype == "F64")
-
-
 Come = tuple[torch.Tensor, Mapping[str, torch.Tensor]]  # a model's part as it was read, and what lies beside it
-
-
-class Inputs:
-    """What is read for the jobs of one plan, in this order. ``state`` is that of folds which the merge goes on from."""
-
-    def __init__(
-        self,
-        plan: Plan,
-        donor: Checkpoint,
-        models: Sequence[Checkpoint],
-        state: Checkpoint | None = None,
-        companions: Companions | None = None,
-    ) -> None:
-        self.plan, self.donor, self.models, self.state = plan, donor, models, state
-        self.companions = companions or Companions()
-        self.names = told_apart([source.ref.name for source in plan.merged_models])
-
-    def of(self, job: TensorJob) -> Iterator[Input]:
-        """The tensors that each part of a job needs."""
-        if job.base is not None:
-            yield self.donor, job.base
-        if job.rule.fold is not None:
-            for part in self.packed(job):
-                assert self.state is not None
-                yield self.state, state_name(job, part)
-            for one in job.inputs[1:] if self.packed(job) else job.inputs:
-                yield self.models[one.model], one.name
-                yield from self.companions.of(job, one)
-
-    def packed(self, job: TensorJob) -> list[str]:
-        """The tensors of the state that the job's fold goes on from; none when it begins with a model."""
-        return [] if self.state is None else list(job.rule.state(job.part_shape))
 
 
 class Parts:
@@ -99,11 +55,10 @@ class Parts:
 
         ``index`` counts the parts; the last step is one of ``wanted``. Raises MergeError.
         """
-        cuts = self._cuts(rows)
         results: dict[int, torch.Tensor] = {}
-        for step, cut, base, merged in self._merged(index, rows, cuts, wanted):
+        for step, cut, base, merged in self._merged(index, rows, wanted, self._device.type == "cpu"):
             merged = self._scaled(base, merged)
-            if len(cuts) == 1:
+            if cut == rows:
                 result = merged.to("cpu", self._dtype)
                 # the next step may overwrite the state while this is being written
                 kept = step == self._plan.last_step or result.data_ptr() != merged.data_ptr()
@@ -120,15 +75,15 @@ class Parts:
 
     def merged(self, index: int, rows: Rows, wanted: Iterable[int]) -> Iterator[Merged]:
         """The same before scale and cast. A result must be used before the next one is asked for."""
-        for step, _, base, merged in self._merged(index, rows, [rows], wanted):
+        for step, _, base, merged in self._merged(index, rows, wanted, cut=False):
             yield step, base, merged
 
     def _merged(
-        self, index: int, rows: Rows, cuts: Sequence[Rows], wanted: Iterable[int]
+        self, index: int, rows: Rows, wanted: Iterable[int], cut: bool
     ) -> Iterator[tuple[int, Rows, torch.Tensor | None, torch.Tensor]]:
-        """Step, rows, base and result, in each step one of the ``cuts`` after the other."""
+        """Step, rows, base and result; in each step one cut after the other, where it may and can be cut."""
         if self._fold is not None:
-            yield from self._folded(self._fold, index, rows, cuts, set(wanted))
+            yield from self._folded(self._fold, index, rows, set(wanted), cut)
         elif self._joint is not None:
             for step, base, merged in self._at_once(self._joint, index, rows, sorted(wanted)):
                 yield step, rows, base, merged
@@ -136,16 +91,6 @@ class Parts:
             tensor = self._following()
             for step in sorted(wanted):
                 yield step, rows, None, tensor
-
-    def _cuts(self, rows: Rows) -> list[Rows]:
-        """What is merged element by element is cut once more, to stay in a core's cache from the first operation to the
-        last. That takes all models at once, as they are read: of many of them it is not done."""
-        job, by_elements = self._job, self._fold is not None and self._job.rule.cut is Cut.BLOCKS
-        many = (1 + len(job.inputs) * (1 + len(job.rule.companions))) * FLOAT32 * math.prod(job.part_shape) > MANY_BYTES
-        if not by_elements or many or self._device.type != "cpu" or self._plan.keeps_state or self._plan.continues:
-            return [rows]
-        step = max(1, CACHED // max(1, job.numel // max(1, job.rows)))
-        return [(start, min(rows[1], start + step)) for start in range(*rows, step)]
 
     def _scaled(self, base: torch.Tensor | None, merged: torch.Tensor) -> torch.Tensor:
         return merged if self._scale == 1 or base is None else scaled(base, merged, self._scale)
@@ -185,7 +130,7 @@ class Parts:
             yield step, base, merged
 
     def _folded(
-        self, fold: Fold, index: int, rows: Rows, cuts: Sequence[Rows], wanted: set[int]
+        self, fold: Fold, index: int, rows: Rows, wanted: set[int], cut: bool
     ) -> Iterator[tuple[int, Rows, torch.Tensor | None, torch.Tensor]]:
         """One part of the tensor, folded over all models."""
         raw = self._following() if self._job.base is not None else None
@@ -194,11 +139,17 @@ class Parts:
         # What a slice of layers is merged from may be fewer models than there are: its last one is the last step.
         skipped = self._plan.last_step - first - len(self._job.inputs) + 1
         come: dict[int, Come] = {}  # by step; kept for the next cut, where there is one
-        for cut in cuts:
-            base = self._up(self._part(raw, rows, cut)) if raw is not None else None
+        cuts = [rows]
+        if cut and cutting.by_elements(self._plan, self._job):
+            cuts = cutting.cuts(self._job, rows)
+        elif cut and (surveys := self._surveys(fold, raw, contexts, come)):
+            contexts = [replace(context, survey=surveys[context.step]) for context in contexts]
+            cuts = cutting.cuts(self._job, rows)
+        for piece in cuts:
+            base = self._up(self._part(raw, rows, piece)) if raw is not None else None
             self._state = None
             for context in contexts:
-                own = replace(context, offset=self._offset(cut)) if self._draws and cut != rows else context
+                own = replace(context, offset=self._offset(piece)) if self._draws and piece != rows else context
                 begins = context.step == first and self._plan.continues is not None
                 if not begins and context.step not in come:
                     come[context.step] = self._come(context)
@@ -207,11 +158,28 @@ class Parts:
                         self._state = self._begin(fold, base, own)
                     else:
                         took = come[own.step] if len(cuts) > 1 else come.pop(own.step)
-                        self._state = self._step(fold, self._state, base, took, rows, cut, own)
+                        self._state = self._step(fold, self._state, base, took, rows, piece, own)
                 except MergeError as error:
                     raise self._explained(error) from error
                 if (step := context.step + skipped) in wanted:
-                    yield step, cut, base, fold.finish(self._state, own)
+                    yield step, piece, base, fold.finish(self._state, own)
+
+    def _surveys(
+        self, fold: Fold, base: torch.Tensor | None, contexts: Sequence[Context], come: dict[int, Come]
+    ) -> dict[int, Any]:
+        """What the fold must know of the models to merge this tensor cut by cut; nothing where it is merged whole."""
+        checkpoints = self._inputs.of(self._job)
+        raw_bytes = sum(checkpoint.specs[name].nbytes for checkpoint, name in checkpoints)
+        if not isinstance(fold, Surveying) or base is None or not cutting.surveyed(self._plan, self._job, raw_bytes):
+            return {}
+        found = {}
+        for context in contexts:
+            come[context.step] = self._come(context)
+            survey = fold.survey(cutting.WholeTensor(self._job, base, come[context.step][0]), context)
+            if survey is None:
+                return {}
+            found[context.step] = survey
+        return found
 
     def _come(self, context: Context) -> Come:
         model = self._following()

@@ -17,8 +17,9 @@ from dopkit.engine import scaling
 from dopkit.engine.announcing import Read, read_bytes
 from dopkit.engine.blame import check_finite
 from dopkit.engine.crew import Hand
+from dopkit.engine.inputs import Inputs, device_of
 from dopkit.engine.outputs import Outputs
-from dopkit.engine.parts import Inputs, Parts, device_of
+from dopkit.engine.parts import Parts
 from dopkit.engine.scaling import squares
 from dopkit.measure import peak_resident_bytes
 from dopkit.methods import Cut

@@ -18,7 +18,8 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.checkpoint import Read
 from dopkit.checkpoints.reading import torch_dtype
 from dopkit.device import Devices
-from dopkit.engine.parts import Inputs, Parts, device_of
+from dopkit.engine.inputs import Inputs, device_of
+from dopkit.engine.parts import Parts
 from dopkit.errors import MergeError
 from dopkit.planning import Staged, TensorJob
 from dopkit.refs import ModelRef

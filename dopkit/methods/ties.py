@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dopkit.linalg.magnitude import INTEGERS
+from dopkit.linalg.magnitude import INTEGERS, near_quantile, sample_step
 from dopkit.methods import trimming
 from dopkit.methods.delta_parameters import ElectionParameters, TiesParameters
 from dopkit.methods.finite import refuse_not_finite
-from dopkit.methods.fold import Context
+from dopkit.methods.fold import Context, Whole
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,13 @@ class Vote:
     entries: Tensor  # of its task vector
     bound: float | None  # those that are not larger than this are left out; None: trimmed already
     weight: float
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What trimming must know of a whole task vector."""
+
+    bound: float | None  # as of a ``Vote``
 
 
 @dataclass
@@ -66,12 +73,15 @@ class Election(trimming.Untrimmed):
         """Raises MergeError when a tensor holds NaN or infinity, which trimming might hide."""
         parameters = ctx.parameters
         assert isinstance(parameters, ElectionParameters)
-        vote = Vote(*self.kept(_task_vector(incoming, state.base), ctx), parameters.weight)
+        entries = _task_vector(incoming, state.base)
+        bound = ctx.survey.bound if isinstance(ctx.survey, Survey) else None
+        kept = (entries, bound) if ctx.survey is not None else self.kept(entries, ctx)
+        vote = Vote(*kept, parameters.weight)
         if not state.sums and len(state.waiting) == len(SUMS):
             _add_up(state)
         if state.sums:
             for entries, *sums in trimming.blocks(vote.entries, *state.sums):
-                _count(replace(vote, entries=entries), sums)
+                _count(vote, entries, sums)
         else:
             state.waiting.append(vote)
         return state
@@ -85,13 +95,17 @@ class Election(trimming.Untrimmed):
         parameters = ctx.parameters
         assert isinstance(parameters, ElectionParameters)
         result = torch.empty_like(state.base)
+        positive_only = not state.sums and all(vote.weight >= _LEAST for vote in state.waiting)
         for merged, base, *sums in _counted(state, result, state.base):
             positive, negative, positive_weight, negative_weight = sums
-            total = positive + negative
-            elected = _by_sign(total, positive, negative)
+            total = positive + negative  # never a negative zero, of one that is not negative and one not positive
+            lost = total.view(INTEGERS[total.dtype]).bitwise_right_shift_(8 * total.element_size() - 1)
+            elected = _by_sign(lost, positive, negative)
             if parameters.normalize:
-                elected.div_(_divisor(_by_sign(total, positive_weight, negative_weight)))
-            torch.add(elected.mul_(parameters.lambda_), base, out=merged)
+                elected.div_(_divisor(_by_sign(lost, positive_weight, negative_weight), positive_only))
+            if parameters.lambda_ != 1:
+                elected *= parameters.lambda_
+            torch.add(elected, base, out=merged)
         return result
 
     def pack(self, state: Votes) -> dict[str, Tensor]:
@@ -116,25 +130,26 @@ def _add_up(state: Votes) -> None:
 
 
 def _counted(state: Votes, *beside: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Blocks of the tensors ``beside``, each with the four sums up to all that waits: new ones, or the state's own."""
+    """Blocks of the tensors ``beside``, each with the four sums up to all that waits, which are not the state's own."""
     number = len(beside)
     if state.sums:
-        yield from trimming.blocks(*beside, *state.sums)
+        for (*blocks,) in trimming.blocks(*beside, *state.sums):
+            yield (*blocks[:number], *(counted.clone() for counted in blocks[number:]))
         return
     for (*blocks,) in trimming.blocks(*beside, *(vote.entries for vote in state.waiting)):
         sums = [torch.zeros_like(blocks[0]) for _ in SUMS]
         for vote, entries in zip(state.waiting, blocks[number:], strict=True):
-            _count(replace(vote, entries=entries), sums)
+            _count(vote, entries, sums)
         yield (*blocks[:number], *sums)
 
 
-def _count(vote: Vote, sums: Sequence[Tensor]) -> None:
-    """Add a vote to the four sums; its entries stay as they are.
+def _count(vote: Vote, entries: Tensor, sums: Sequence[Tensor]) -> None:
+    """Add some entries of a vote to the four sums; they stay as they are.
 
     A sign is a whole number, so its product with a weight is exact, whether it is rounded before it is added or not.
     """
     positive, negative, positive_weight, negative_weight = sums
-    entries = vote.entries if vote.bound is None else torch.hardshrink(vote.entries, vote.bound)
+    entries = entries if vote.bound is None else torch.hardshrink(entries, vote.bound)
     if vote.weight != 1:
         entries = entries * vote.weight
     above = entries.clamp(min=0)
@@ -148,30 +163,33 @@ def _count(vote: Vote, sums: Sequence[Tensor]) -> None:
 def _task_vector(incoming: Tensor, base: Tensor) -> Tensor:
     """``incoming - base``, in the memory of ``incoming``. Raises MergeError when either is not finite."""
     for own, theirs in trimming.blocks(incoming, base):
-        difference = own - theirs
-        flat = difference.reshape(-1)
+        flat = own.sub_(theirs).reshape(-1)
         if not math.isfinite(torch.dot(flat, flat)):  # not for sure: squares are larger
             refuse_not_finite(base=theirs, incoming=own)
-        own.copy_(difference)
     return incoming
 
 
-def _divisor(weights: Tensor) -> Tensor:
-    """The weights, in their memory, with 1 where they are below 1e-8 in magnitude."""
-    bound = torch.nextafter(weights.new_tensor(1e-8), weights.new_zeros(()))
+_LEAST = 1e-8
+
+
+def _divisor(weights: Tensor, positive_only: bool) -> Tensor:
+    """The weights, in their memory, with 1 where they are below 1e-8 in magnitude; where all that were added up are
+    above it, that is where there are none: nothing was added up there, and the divisor is all the same."""
+    if positive_only:
+        return weights.clamp_(min=_LEAST)
+    bound = torch.nextafter(weights.new_tensor(_LEAST), weights.new_zeros(()))
     torch.hardshrink(weights, float(bound), out=weights)
     return weights.add_(weights.sign().abs_().neg_().add_(1))
 
 
-def _by_sign(of: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """Where ``of`` is below zero ``below``, else ``above``; ``of`` holds no negative zero, as no sum of two numbers of
-    which one is not negative and one is not positive does.
+def _by_sign(negative: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """Where all bits of ``negative`` are set ``below``, where none is ``above``; in the memory of ``below``.
 
     A choice by bits: where every other element chooses otherwise, a choice by a mask costs a misprediction each.
     """
-    bits = INTEGERS[of.dtype]
-    one, other = above.view(bits), below.view(bits)
-    return (one ^ ((one ^ other) & (of.view(bits) >> (8 * of.element_size() - 1)))).view(of.dtype)
+    one, other = above.view(negative.dtype), below.view(negative.dtype)
+    other.bitwise_xor_(one).bitwise_and_(negative).bitwise_xor_(one)
+    return below
 
 
 class Ties(Election):
@@ -191,3 +209,18 @@ class Ties(Election):
         if parameters.rescale or not 0 < parameters.density < 1 or not entries.numel():
             return super().kept(entries, ctx)
         return entries, trimming.bound_of_largest(entries, parameters.density)
+
+    def survey(self, whole: Whole, ctx: Context) -> Survey | None:
+        """Where a task vector is trimmed, if a sample of it tells."""
+        parameters = ctx.parameters
+        assert isinstance(parameters, TiesParameters)
+        if parameters.density >= 1:
+            return Survey(None)
+        if parameters.rescale or parameters.density == 0:
+            return None
+        step = sample_step(whole.numel)
+        base, model = whole.sample(step)
+        magnitudes = (model.sub_(base).abs_().numpy() for base, model in whole.blocks())
+        count = trimming.count_of_largest(whole.numel, parameters.density)
+        found = near_quantile(model.sub_(base).numpy(), whole.numel, count, magnitudes)
+        return None if found is None else Survey(trimming.bound_above(base.new_tensor(found)))

@@ -45,7 +45,16 @@ def bound_of_largest(entries: Tensor, density: float) -> float | None:
     The next number below the least of them: shrinking drops what is not above its bound, without a branch for each
     element, which a mask of scattered elements costs.
     """
-    threshold = kth_largest(entries, max(1, int(density * entries.numel())))
+    return bound_above(kth_largest(entries, count_of_largest(entries.numel(), density)))
+
+
+def count_of_largest(numel: int, density: float) -> int:
+    """How many of so many entries stay."""
+    return max(1, int(density * numel))
+
+
+def bound_above(threshold: Tensor) -> float | None:
+    """The bound that goes with the least magnitude that stays, a scalar of the entries' dtype."""
     below = float(torch.nextafter(threshold, threshold.new_tensor(-1.0)))
     return below if below >= 0 else None
 
@@ -55,7 +64,8 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
     For arithmetic in several passes on tensors that memory is slow to deliver.
     """
-    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+    small = tensors[0].numel() <= CACHED
+    if small or tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
     flat = [tensor.view(-1) for tensor in tensors]
