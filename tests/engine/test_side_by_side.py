@@ -83,10 +83,9 @@ def test_cuts_give_what_the_whole_gives(
     for name in ("base", "a", "b", "c"):
         (tmp_path / name).mkdir()
         own = base + 0.01 * torch.randn(37, 23, generator=generator)
-        save_file(
-            {"layer.weight": own.to(dtype), "scale": own[0, 0].to(dtype).clone()}, tmp_path / name / "model.safetensors"
-        )
-    parameters = {} if method in ("linear", "task_arithmetic") else {"density": 0.5}
+        tensors = {"layer.weight": own.to(dtype), "scale": own[0, 0].to(dtype, copy=True)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    parameters = {"linear": {"weight": 0.3}, "task_arithmetic": {}}.get(method, {"density": 0.5})
     recipe = make_recipe(tmp_path, ["a", "b", "c"], method, parameters=parameters)
     dopkit.run(recipe, tmp_path / "whole")
     monkeypatch.setattr(cutting, "CUT_ELEMENTS", 50)  # two rows
