@@ -137,6 +137,8 @@ class Crew(Generic[T, W]):
         for thread in self._threads:
             thread.join(_PATIENCE)
         self._line.clear()
+        if self._cores:
+            torch.set_num_threads(self._cores)  # as it is here: what threads begin with that are started from now on
 
 
 class Hand(Generic[T]):

@@ -88,7 +88,7 @@ def test_bytes_bound_what_is_in_hand_but_one_is_always_taken() -> None:
 
 
 def test_a_piece_that_is_done_alone_has_all_threads_and_no_company() -> None:
-    """Those beside others have one each, whatever the number of hands; the calling thread keeps its own."""
+    """Those beside others have one each, whatever the number of hands; what is started later has what it had before."""
     count, threads = Count(), {}
     company = []
 
@@ -102,12 +102,18 @@ def test_a_piece_that_is_done_alone_has_all_threads_and_no_company() -> None:
         return work
 
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
     crew = Crew[int, Number](2, 100, 3)
     list(given(crew, (Number(number, count, look(number), alone=number == 3) for number in range(6))))
     crew.join()
     assert [threads[number] for number in range(6)] == [1, 1, 1, 3, 1, 1]
     assert company == [1]
-    assert torch.get_num_threads() == before
+    later: list[int] = []
+    thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert [torch.get_num_threads(), *later] == [3, 3]
+    torch.set_num_threads(before)
 
 
 def test_the_first_error_in_order_is_told_and_the_rest_is_broken_off() -> None:
