@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import get_max_memory
 
 from dopkit.errors import PlanError, Problem
+from dopkit.limits import MemoryLimit
 
 CPU = torch.device("cpu")
 
@@ -38,10 +39,11 @@ class Devices:
         return f"{self.main.type} torch-{torch.__version__} threads-{torch.get_num_threads()}"
 
 
-def choose(name: str, local_rank: int = 0) -> Devices:
+def choose(name: str, local_rank: int = 0, limit: MemoryLimit | None = None) -> Devices:
     """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``. Raises PlanError when there is no such device here.
 
-    ``local_rank`` is the number of this process among those on the machine: ``cuda`` is a GPU for each.
+    ``local_rank`` is the number of this process among those on the machine: ``cuda`` is a GPU for each. A ``limit`` for
+    a device that is not the one chosen is refused as well.
     """
     if name == "cuda" and local_rank and torch.cuda.device_count():
         name = f"cuda:{local_rank % torch.cuda.device_count()}"
@@ -51,7 +53,14 @@ def choose(name: str, local_rank: int = 0) -> Devices:
         raise PlanError(f"there is no device {name} here", [Problem("", "", "`--device auto` takes what there is.")])
     free = get_max_memory()
     key = "cpu" if device.type == "cpu" else "mps" if device.type == "mps" else device.index or 0
-    return Devices(device, int(free.get(key, 0)))
+    room = int(free.get(key, 0))
+    if limit is not None and limit.device is not None:
+        if limit.kind != device.type:
+            what = f"it is for {limit.kind}, and this runs on {device.type}"
+            remedy = f"Leave {limit.kind}= out, or choose --device {limit.kind}."
+            raise PlanError("the memory limit fits no device", [Problem("--max-memory", what, remedy)])
+        room = min(room, limit.device)
+    return Devices(device, room)
 
 
 def _exists(device: torch.device) -> bool:

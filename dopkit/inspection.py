@@ -11,14 +11,13 @@ from dopkit import hub
 from dopkit.device import choose
 from dopkit.engine.relating import memory_bytes, relate
 from dopkit.errors import PlanError, Problem
-from dopkit.measure import available_bytes
-from dopkit.planning.building import Room
-from dopkit.preparing import Options
+from dopkit.measure import resident_bytes
+from dopkit.planning.room import Room, too_little_memory
+from dopkit.preparing import Options, host_bytes
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
 from dopkit.relations import Relations
 from dopkit.sources import Sources, open_sources
-from dopkit.units import show_size
 
 _NO_LIMIT = 1 << 62  # bytes: nothing is merged, so the merge needs no room
 
@@ -42,7 +41,7 @@ def inspect(
     if recipe.base_model is None:
         what = "it names no base_model, and task vectors are differences from a base"
         raise PlanError("cannot inspect the recipe", [Problem("", what, "Add `base_model: user/name` to the recipe.")])
-    devices = choose(options.device).among(1 + len(recipe.stages))
+    devices = choose(options.device, limit=options.limit).among(1 + len(recipe.stages))
     room = Room(_NO_LIMIT, hub.cache_disk(Path.cwd())[0], _NO_LIMIT)
     size = options.max_shard_size
     with open_sources(recipe, room, progress, size, devices, options.stream, download=True) as sources:
@@ -58,11 +57,10 @@ def inspect(
 
 
 def _check_memory(sources: Sources, options: Options, ranks: bool) -> None:
-    have = available_bytes()
-    if options.max_memory is not None:
-        have = min(have, options.max_memory)
-    need = memory_bytes(sources.plan, sources.donor, sources.models, ranks)
+    have, program = host_bytes(options.limit), resident_bytes()
+    need = program + memory_bytes(sources.plan, sources.donor, sources.models, ranks)
     if need > have:
-        what = f"it needs about {show_size(need)} of memory, and may use {show_size(have)}"
-        remedy = "Leave out the ranks with --no-ranks, or allow more." if ranks else "Allow more with --max-memory."
-        raise PlanError("cannot inspect the recipe", [Problem("", what, remedy)])
+        given = options.limit.host is not None
+        room = Room(_NO_LIMIT, _NO_LIMIT, have, memory_given=given, program=program)
+        what = "without the ranks, --no-ranks, it is less" if ranks else "for blocks of all models at once"
+        raise PlanError("cannot inspect the recipe", [too_little_memory(what, need, room)])

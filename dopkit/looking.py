@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,26 @@ from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.roles import Role
 
+# Keys of a config that say where it comes from, and nothing about the class.
+_ORIGIN = ("_name_or_path", "transformers_version")
+
+
+class _Looks:
+    """How the models of one recipe are seen. Each class is held against the same tensors once: experts of one base
+    have its config and its tensors."""
+
+    def __init__(self, headless: bool) -> None:
+        self._headless = headless
+        self._seen: dict[str, skeleton.Skeleton] = {}
+
+    def model(self, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
+        shapes = _shapes(checkpoint)
+        known = config and {name: value for name, value in config.items() if name not in _ORIGIN}
+        key = json.dumps([known, list(shapes.items())], default=str)
+        if key not in self._seen:
+            self._seen[key] = skeleton.build(config, shapes, self._headless)
+        return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, self._seen[key])
+
 
 def look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> dict[ModelRef, Model]:
     """How each model's class sees its tensors. All are named in one way, so that they can be compared.
@@ -24,18 +45,18 @@ def look_at_all(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> d
     A model whose own class cannot be built is held against the donor's; if the donor's cannot, all go by their names.
     A base that is more than the models are, a whole CLIP to their vision towers, is seen as what they are.
     """
-    donor, headless = recipe.donor, recipe.headless
+    donor, looks = recipe.donor, _Looks(recipe.headless)
     if towers := _as_towers(checkpoints, recipe):
         return towers
     config = checkpoints[donor].config
-    models = {donor: _look_at(checkpoints[donor], config, headless)}
+    models = {donor: looks.model(checkpoints[donor], config)}
     by_name = models[donor].skeleton.fallback is not None
     for ref, checkpoint in checkpoints.items():
         if ref == donor:
             continue
-        models[ref] = _look_at(checkpoint, config if by_name else checkpoint.config, headless)
+        models[ref] = looks.model(checkpoint, config if by_name else checkpoint.config)
         if models[ref].skeleton.fallback and not by_name:
-            models[ref] = _look_at(checkpoint, config, headless)
+            models[ref] = looks.model(checkpoint, config)
     return models
 
 
@@ -45,7 +66,8 @@ def _as_towers(checkpoints: Mapping[ModelRef, Checkpoint], recipe: Recipe) -> di
     configs = [tower_config(base.config, other.config) for other in others]
     if configs[0] is None or None in configs:
         return None
-    models = {other.ref: _look_at(other, other.config, recipe.headless) for other in others}
+    looks = _Looks(recipe.headless)
+    models = {other.ref: looks.model(other, other.config) for other in others}
     seen = Model(source_of(base), base.specs, base.config, _tower(base, configs[0], recipe.headless))
     beside = seen.skeleton.unknown
     specs = {name: spec for name, spec in seen.specs.items() if name not in beside}
@@ -69,19 +91,14 @@ def look_at_companions(
     companions: Mapping[ModelRef, Checkpoint], models: Mapping[ModelRef, Model], recipe: Recipe
 ) -> list[dict[str, Model]]:
     """What is read beside each of the recipe's models, by parameter: its tensors named as those of the model are."""
-    found = []
+    found, looks = [], _Looks(recipe.headless)
     for entry in recipe.models:
         model = models[entry.model]
         config = models[recipe.donor].config if model.skeleton.fallback else model.config
         found.append({
-            name: _look_at(companions[ref], config, recipe.headless) for name, ref in entry.companions.items()
+            name: looks.model(companions[ref], config) for name, ref in entry.companions.items()
         })  # fmt: skip
     return found
-
-
-def _look_at(checkpoint: Checkpoint, config: Mapping[str, Any] | None, headless: bool) -> Model:
-    seen = skeleton.build(config, _shapes(checkpoint), headless)
-    return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, seen)
 
 
 def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:

@@ -17,9 +17,11 @@ from dopkit.device import Devices, choose
 from dopkit.engine.descent import check_descent
 from dopkit.engine.equality import check_equal
 from dopkit.errors import PlanError, Problem, count
-from dopkit.measure import available_bytes
+from dopkit.limits import MemoryLimit
+from dopkit.measure import available_bytes, resident_bytes
 from dopkit.planning import Continuation, Plan
-from dopkit.planning.building import Room, Wanted
+from dopkit.planning.building import Wanted
+from dopkit.planning.room import Room
 from dopkit.processes import ALONE, Processes
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
@@ -32,7 +34,7 @@ class Options:
     """How to run, as opposed to what to merge: none of it but the device changes a byte of the weights."""
 
     device: str = "auto"  # auto, cpu, cuda, cuda:N, mps
-    max_memory: int | None = None  # bytes; None is what is free
+    max_memory: int | MemoryLimit | None = None  # bytes, of the host if it is a number; None is what is free
     max_shard_size: int = 5_000_000_000  # bytes
     overwrite: bool = False  # replace an output folder that dopkit made
     stream: bool = False  # read the weights over the network while merging, and store none of them
@@ -43,6 +45,10 @@ class Options:
     processes: Processes = ALONE  # that share the work
     cluster: Cluster | None = None  # whose workers merge the tensors, instead of this process
     tasks: str | Path | None = None  # a file of tasks: score the model after every step, and write a report
+
+    @property
+    def limit(self) -> MemoryLimit:
+        return MemoryLimit.of(self.max_memory)
 
     @property
     def keeps_steps(self) -> bool:
@@ -88,7 +94,7 @@ def prepare(
     continues: Continuation | None = None,
 ) -> Iterator[Prepared]:
     """Open the models and plan their merge into ``output``. Raises PlanError with every reason why it cannot work."""
-    devices = choose(options.device, options.processes.local_rank).among(1 + len(recipe.stages))
+    devices = choose(options.device, options.processes.local_rank, options.limit).among(1 + len(recipe.stages))
     pins = pinning.remembered(recipe.drawn(), output)
     if pins:
         progress.note("continuing an unfinished merge at the commits it began with (--overwrite begins anew)")
@@ -107,7 +113,7 @@ def prepare(
         obstacles += publishing.obstacles(merged, options.push.by_default(recipe.repo_id))
     with open_sources(
         recipe,
-        _room(output, options),
+        _room(output, options, devices),
         progress,
         options.max_shard_size,
         devices,
@@ -120,14 +126,31 @@ def prepare(
         yield Prepared(recipe.drawn(), sources, devices, output)
 
 
-def _room(output: OutputFolder, options: Options) -> Room:
-    memory = available_bytes()
-    if options.max_memory is not None:
-        memory = min(memory, options.max_memory)
+def host_bytes(limit: MemoryLimit, processes: int = 1) -> int:
+    """What one of so many processes on this machine may come to, with what it holds already.
+
+    Inside a container or a cluster's job that is what these still allow.
+    """
+    free = resident_bytes() + available_bytes() // processes
+    return free if limit.host is None else min(free, limit.host // processes)
+
+
+def _room(output: OutputFolder, options: Options, devices: Devices) -> Room:
     cache, same = hub.cache_disk(output.free_location())
-    given = options.max_memory is not None
-    here = options.processes.here
-    return Room(output.free_bytes(), cache, memory // here, output.bytes_written(), same, given, options.frees, here)
+    here, beside = options.processes.here, devices.main.type != "cpu"
+    return Room(
+        disk=output.free_bytes(),
+        cache_disk=cache,
+        memory=host_bytes(options.limit, here),
+        written=output.bytes_written(),
+        shared_disk=same,
+        memory_given=options.limit.host is not None,
+        shards_leave=options.frees,
+        processes=here,
+        program=resident_bytes(),
+        device=devices.free_bytes if beside else 0,
+        device_float64=devices.main.type != "mps",
+    )
 
 
 def agree(prepared: Prepared, processes: Processes) -> None:

@@ -13,7 +13,7 @@ class Progress:
         """Merging begins: so many tensors and output bytes are still to be made, at so much effort (rough seconds)."""
 
     def tensor(self, name: str) -> None:
-        """This tensor is in hand now."""
+        """This tensor is in hand now, with those before it that are not done."""
 
     def advance(self, nbytes: int, effort: float) -> None:
         """So many more output bytes are made, and so much of the effort is spent."""

@@ -17,8 +17,9 @@ from dopkit.errors import PlanError, Problem, count
 from dopkit.looking import look_at_all, look_at_companions
 from dopkit.opening import RecipeShelf, merged_twice, open_all, open_companions, pin_tokenizer
 from dopkit.planning import Plan, Staged
-from dopkit.planning.building import Room, Wanted, build
+from dopkit.planning.building import Wanted, build
 from dopkit.planning.matching import Model
+from dopkit.planning.room import Room
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe, Stage
 from dopkit.refs import ModelRef

@@ -32,6 +32,20 @@ def show_size(size: float) -> str:
     return f"{float(f'{size:.3g}'):,.10g} TB"
 
 
+def round_up(size: int) -> str:
+    """A size to ask for where so many bytes are needed, in a word that ``parse_size`` reads: ``435MB``.
+
+    A little more than needed, since no two runs of a program take quite the same: 4 MB, and up to the next third digit.
+    """
+    size = max(size + 4_000_000, 1_000_000)
+    unit = 10 ** max(6, len(str(size)) - 3)
+    rounded = -(-size // unit) * unit
+    for name, one in (("TB", 10**12), ("GB", 10**9)):
+        if rounded >= one:
+            return f"{rounded / one:g}{name}"
+    return f"{rounded // 10**6}MB"
+
+
 def show_seconds(seconds: float) -> str:
     """``0.4 s``, ``12 s``, ``3 min 20 s``, ``2 h 05 min``."""
     if seconds < 9.95:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -226,8 +227,11 @@ def test_what_cannot_be_one_adapter_is_refused(adapted: Path, tmp_path: Path) ->
         "  --device: does not go with `output: adapter`",
         "    Leave it out.",
     ]
-    (short,) = refusal(recipe(adapted, output="adapter"), max_memory=1_000)[1:]
-    assert short.startswith("  too little memory: 80 MB needed, 1 kB there")
+    _, short, remedy = refusal(recipe(adapted, output="adapter"), max_memory=1_000)
+    assert re.fullmatch(r"    `--max-memory \d+MB` would do, where there is so much\.", remedy)
+    assert re.match(
+        r"  too little memory \(.*\): \S+ MB needed \(\S+ MB of it by the program itself\), 1 kB there", short
+    )
     weights = WEIGHTS.replace("weight: 2", "weight: 1")
     sums = recipe(adapted, "linear", weights, parameters={"normalize": False}, output="adapter")
     assert refusal(sums)[1] == (

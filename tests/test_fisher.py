@@ -130,8 +130,9 @@ def test_more_models_need_no_more_memory(llama: Path, fishers: Path, tmp_path: P
     needs = []
     for count in (3, 12):
         found = dopkit.parse_recipe(yaml.safe_dump({"merge_method": "fisher", "models": entries[:count]}))
-        needs.append(dopkit.plan(found, tmp_path / "out").memory_bytes)
-    assert needs[0] == needs[1]
+        made = dopkit.plan(found, tmp_path / "out")
+        needs.append(made.memory_bytes - made.program_bytes)
+    assert needs[1] < needs[0] + 1_000_000  # one block of each
 
 
 def test_a_plan_shows_what_is_read_beside_the_models(

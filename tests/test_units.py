@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dopkit.units import parse_size, show_seconds, show_shape, show_size
+from dopkit.units import parse_size, round_up, show_seconds, show_shape, show_size
 
 
 @pytest.mark.parametrize(
@@ -99,3 +99,19 @@ def test_a_time_is_shown(seconds: float, text: str) -> None:
 
 def test_a_shape_is_shown() -> None:
     assert [show_shape(shape) for shape in [(), (7,), (128256, 4096), (0, 3)]] == ["scalar", "7", "128256x4096", "0x3"]
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1, "5MB"),
+        (435_000_001, "440MB"),
+        (995_500_000, "1GB"),
+        (1_000_000_000, "1.01GB"),
+        (12_340_000_000, "12.4GB"),
+        (999_999_000_000, "1.01TB"),
+    ],
+)
+def test_a_size_to_ask_for_is_a_little_more(size: int, text: str) -> None:
+    assert round_up(size) == text
+    assert size < parse_size(text) <= 1.02 * size + 5_000_000

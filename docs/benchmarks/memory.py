@@ -84,7 +84,8 @@ def merge(folder: Path, method: str, parameters: dict[str, Any], experts: int) -
     start = time.monotonic()
     dopkit.run(loaded, folder / "out")
     seconds = time.monotonic() - start
-    return {"seconds": seconds, "peak_bytes": peak_resident_bytes() - before, "planned_bytes": plan.memory_bytes}
+    planned = plan.memory_bytes - plan.program_bytes
+    return {"seconds": seconds, "peak_bytes": peak_resident_bytes() - before, "planned_bytes": planned}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from dopkit.checkpoints.joining import Joined
 from dopkit.looking import source_of
 from dopkit.methods import FLOAT32
 from dopkit.planning import Continuation, Dropped, Plan, TensorJob
-from dopkit.planning.building import OVERHEAD_BYTES
+from dopkit.planning.buffers import OVERHEAD_BYTES
 from dopkit.recipe import Recipe
 from dopkit.specs import DTYPES
 
@@ -29,8 +29,12 @@ def planned(
     ways: Mapping[str, Way | None],
     seed: int | None,
     before: Continuation | None = None,
+    program: int = 0,
 ) -> Plan:
-    """What is made of every module that has a way; the others are left out by name."""
+    """What is made of every module that has a way; the others are left out by name.
+
+    ``program`` is the memory in bytes that the process holds already.
+    """
     dtype = _NAMES[recipe.out_dtype or recipe.dtype or "float32"]
     base = adapters[0].base
     jobs: dict[str, TensorJob] = {}
@@ -60,7 +64,9 @@ def planned(
         dropped=tuple(dropped),
         notes=tuple(dict.fromkeys((*recipe.notes, *(note for source in sources for note in source.notes)))),
         max_shard_size=whole,
-        memory_bytes=memory + OVERHEAD_BYTES,
+        memory_bytes=program + memory + OVERHEAD_BYTES,
+        program_bytes=program,
+        work_bytes=memory,
         continues=before,
     )
 

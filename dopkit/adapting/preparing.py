@@ -6,22 +6,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from dopkit import pinning, publishing
+from dopkit import hub, pinning, publishing
 from dopkit.adapting.planning import planned
 from dopkit.adapting.ways import Way, find_ways, obstacles
 from dopkit.checkpoints import AdapterCheckpoint
 from dopkit.checkpoints.adapter import other_base
 from dopkit.checkpoints.joining import Joined, join
 from dopkit.errors import PlanError, Problem, count
-from dopkit.measure import available_bytes
+from dopkit.measure import resident_bytes
 from dopkit.opening import merged_twice, open_all
 from dopkit.planning import Continuation, Plan
 from dopkit.planning.matching import idle_among
-from dopkit.preparing import Options
+from dopkit.planning.room import Room, disk_problems, too_little_memory
+from dopkit.preparing import Options, host_bytes
 from dopkit.progress import Progress
 from dopkit.receipt import Receipt
 from dopkit.recipe import Recipe
-from dopkit.units import show_size
 from dopkit.writer import OutputFolder
 
 
@@ -84,7 +84,7 @@ def prepared(
             recipe = recipe.model_copy(update={"base_model": adapters[0].base.ref})
         ways, problems = find_ways(modules, recipe, before, adapters[0].base.names)
         _refuse(problems)
-        made = planned(recipe, adapters, modules, ways, seed, before)
+        made = planned(recipe, adapters, modules, ways, seed, before, resident_bytes())
         if not made.jobs:
             _refuse([Problem("other: base", "leaves every module as it is in the base: nothing would be merged")])
         _refuse(_no_room(made, output, options))
@@ -104,13 +104,20 @@ def _refuse(problems: list[Problem]) -> None:
 
 
 def _no_room(made: Plan, output: OutputFolder, options: Options) -> list[Problem]:
-    memory = min(available_bytes(), options.max_memory or available_bytes())
-    room = (("disk space", made.disk_bytes, output.free_bytes()), ("memory", made.memory_bytes, memory))
-    return [
-        Problem("", f"too little {what}: {show_size(need)} needed, {show_size(have)} there")
-        for what, need, have in room
-        if need > have
-    ]
+    cache, same = hub.cache_disk(output.free_location())
+    room = Room(
+        disk=output.free_bytes(),
+        cache_disk=cache,
+        memory=host_bytes(options.limit),
+        written=output.bytes_written(),
+        shared_disk=same,
+        memory_given=options.limit.host is not None,
+        program=made.program_bytes,
+    )
+    problems = disk_problems(made, room)
+    if made.memory_bytes > room.memory:
+        problems.append(too_little_memory("the factors of one module are in hand at a time", made.memory_bytes, room))
+    return problems
 
 
 def _without_effect(recipe: Recipe, options: Options) -> Iterator[Problem]:

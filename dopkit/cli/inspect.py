@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from dopkit.cli.output import Device, Size, json_option, printable, show_json
+from dopkit.cli.output import Device, json_option, memory_option, printable, show_json
+from dopkit.limits import MemoryLimit
 
 
 @click.command(short_help="Show how the models relate, before merging.")
 @click.argument("recipe", metavar="RECIPE")
 @click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute.")
-@click.option("--max-memory", type=Size(), help="Most memory to use, as 4GB (default: what is free).")
+@memory_option
 @click.option("--stream", is_flag=True, help="Read Hub models without storing them.")
 @click.option("--no-ranks", is_flag=True, help="Leave out the ranks, which take most of the time.")
 @click.option(
@@ -26,7 +27,7 @@ from dopkit.cli.output import Device, Size, json_option, printable, show_json
 def inspect(
     recipe: str,
     device: str,
-    max_memory: int | None,
+    max_memory: MemoryLimit | None,
     stream: bool,
     no_ranks: bool,
     energy: float,

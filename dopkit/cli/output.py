@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from dopkit.errors import DopkitError, OutputError, Problem
+from dopkit.limits import MemoryLimit, parse_limit
 from dopkit.refs import ModelRef
 from dopkit.units import parse_size
 
@@ -32,6 +33,20 @@ class Size(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Memory(click.ParamType[MemoryLimit]):
+    """``8GB``, or ``cpu=8GB,cuda=16GB``."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> MemoryLimit:
+        if isinstance(value, MemoryLimit):
+            return value
+        try:
+            return parse_limit(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Device(click.ParamType[str]):
     """``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``."""
 
@@ -47,6 +62,15 @@ class Device(click.ParamType[str]):
 _OVERWRITE = "Replace an output folder that dopkit made (and, when pushing, a repository that it did not make)."
 
 
+def memory_option(command: Command) -> Command:
+    """``--max-memory``."""
+    told = (
+        "Most memory to use on this machine, the program included, as 4GB; with a device's as cpu=4GB,cuda=16GB "
+        "(default: what is free)."
+    )
+    return click.option("--max-memory", type=Memory(), help=told)(command)
+
+
 def merge_options(command: Command) -> Command:
     """The options of ``run`` and ``plan`` that decide how, not what, to merge."""
     for option in reversed(
@@ -58,9 +82,7 @@ def merge_options(command: Command) -> Command:
                 help="Output folder (default: named after the recipe; add: MERGED itself).",
             ),
             click.option("--device", type=Device(), default="auto", show_default=True, help="Where to compute."),
-            click.option(
-                "--max-memory", type=Size(), help="Most memory to use on this machine, as 4GB (default: what is free)."
-            ),
+            memory_option,
             click.option(
                 "--max-shard-size", type=Size(), default="5GB", show_default=True, help="Largest weight file to write."
             ),

@@ -48,15 +48,21 @@ def show(made: Any, as_json: bool, verbose: bool, processes: int = 1) -> None:
     for note in made.notes:
         click.echo(f"note: {note}")
     way = "streamed" if made.streamed else "of download"
-    click.echo(
-        f"needs {show_size(made.download_bytes)} {way}, {_disk(made)}, "
-        f"about {show_size(made.memory_bytes)} of memory beside the program itself"
-        + (" in each process" if processes > 1 else "")
-    )
+    click.echo(f"memory: {_memory(made)}" + (", in each process" if processes > 1 else ""))
+    click.echo(f"needs {show_size(made.download_bytes)} {way}, {_disk(made)}")
     if processes > 1:
         rows = [(str(rank), str(len(own["tensors"])), show_size(own["bytes"]), show_seconds(own["seconds"]))
                 for rank, own in enumerate(_shares(made, processes))]  # fmt: skip
         click.echo("\n" + table([("process", "tensors", "written", "roughly"), *rows], right=(0, 1, 2, 3)))
+
+
+def _memory(made: Any) -> str:
+    """What the process comes to with the largest tensor in hand, and for how many of them there is room."""
+    largest = max((job.working_bytes for job in made.jobs), default=0)
+    at_once = max(1, made.work_bytes // max(1, largest))
+    several = f", room for {at_once} such tensors at once" if 1 < at_once < 100 else ""
+    whole, program = show_size(made.memory_bytes), show_size(made.program_bytes)
+    return f"about {whole} with the largest tensor in hand, {program} of it the program itself{several}"
 
 
 def _shares(made: Any, processes: int) -> list[dict[str, Any]]:
@@ -225,4 +231,6 @@ def as_data(made: Any) -> dict[str, Any]:
         "notes": list(made.notes),
         "streamed": made.streamed,
         "needs": {"download": made.download_bytes, "disk": made.disk_bytes, "memory": made.memory_bytes},
+        "memory": {"program": made.program_bytes, "tensors_in_hand": made.work_bytes, "ahead": made.buffers.ahead}
+        | {"behind": made.buffers.behind},
     }

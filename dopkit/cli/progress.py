@@ -42,6 +42,7 @@ class _Counting(Progress):
         self.effort = self.effort_done = 0.0
         self.samples = self.samples_done = 0
         self.current = ""
+        self.in_hand: dict[str, None] = {}  # tensors, in the order in which they were begun
 
     def note(self, text: str) -> None:
         self.console.print(text)
@@ -50,9 +51,11 @@ class _Counting(Progress):
         self.tensors, self.nbytes, self.effort = tensors, nbytes, effort
         self.tensors_done = self.nbytes_done = self.samples = 0
         self.effort_done = 0.0
+        self.in_hand = {}
 
     def tensor(self, name: str) -> None:
         self.current = name
+        self.in_hand[name] = None
 
     def advance(self, nbytes: int, effort: float) -> None:
         self.nbytes_done += nbytes
@@ -60,6 +63,7 @@ class _Counting(Progress):
 
     def tensor_done(self, name: str) -> None:
         self.tensors_done += 1
+        self.in_hand.pop(name, None)  # in the thread that writes
 
     def begin_scoring(self, what: str, samples: int) -> None:
         self.current = what
@@ -76,7 +80,7 @@ class _Counting(Progress):
 
 
 class _Display(_Counting):
-    """Two lines on a terminal: a bar with the counts, and the tensor in hand."""
+    """Two lines on a terminal: a bar with the counts, and the tensors in hand."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(console)
@@ -91,10 +95,11 @@ class _Display(_Counting):
         if self.nbytes or self.samples:
             done = self.samples_done if self.samples else self.effort_done
             self.bars.update(self.task, completed=done, counts=self.counts())
-        return Group(self.bars, Text(self.current, style="dim", no_wrap=True, overflow="ellipsis"))
+        shown = ", ".join(list(self.in_hand)) or self.current
+        return Group(self.bars, Text(shown, style="dim", no_wrap=True, overflow="ellipsis"))
 
     def stage(self, text: str) -> None:
-        self.current = ""
+        self.current, self.in_hand = "", {}
         self.bars.update(self.task, description=text)
 
     def begin(self, tensors: int, nbytes: int, effort: float) -> None:

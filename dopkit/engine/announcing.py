@@ -44,7 +44,14 @@ def _behind(read: Read, last: dict[Checkpoint, tuple[str, Rows | None]]) -> Iter
 
 def requests(reads: Iterable[Read]) -> Iterator[Request]:
     """The reads for ``ReadAhead``, with their sizes."""
-    for checkpoint, name, rows in reads:
-        spec = checkpoint.specs[name]
-        share = 1.0 if rows is None else (rows[1] - rows[0]) / max(1, spec.rows)
-        yield Request(int(spec.nbytes * share), partial(checkpoint.read, name, rows))
+    for read in reads:
+        checkpoint, name, rows = read
+        yield Request(read_bytes(read), partial(checkpoint.read, name, rows))
+
+
+def read_bytes(read: Read) -> int:
+    """The size of what is read."""
+    checkpoint, name, rows = read
+    spec = checkpoint.specs[name]
+    share = 1.0 if rows is None else (rows[1] - rows[0]) / max(1, spec.rows)
+    return int(spec.nbytes * share)

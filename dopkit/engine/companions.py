@@ -14,7 +14,6 @@ from dopkit.engine.announcing import Read, announce, requests
 from dopkit.engine.pipes import ReadAhead
 from dopkit.errors import MergeError, PlanError, Problem, count
 from dopkit.planning import Input, Plan, TensorJob
-from dopkit.planning.building import READ_AHEAD_BYTES
 from dopkit.progress import Progress
 
 Tensors = Sequence[Mapping[str, Checkpoint]]  # for each of the plan's models, by parameter
@@ -56,7 +55,7 @@ def measure(plan: Plan, checkpoints: Tensors, progress: Progress) -> Sizes:
     work = [{part: _Measure(one) for part, one in own.items()} for own in checkpoints]
     reads = list(_reads(plan, checkpoints))
     announce((read for *_, read in reads), plan.stream_bytes)
-    ahead = ReadAhead(requests(read for *_, read in reads), READ_AHEAD_BYTES)
+    ahead = ReadAhead(requests(read for *_, read in reads), plan.buffers.ahead)
     try:
         for index, part, (_, name, _) in reads:
             work[index][part].add(name, next(ahead))

@@ -20,7 +20,7 @@ from dopkit.errors import CheckpointError, Problem
 from dopkit.linalg import spectra
 from dopkit.places import place_of
 from dopkit.planning import Plan, TensorJob
-from dopkit.planning.building import OVERHEAD_BYTES, READ_AHEAD_BYTES
+from dopkit.planning.buffers import OVERHEAD_BYTES, READ_AHEAD_BYTES
 from dopkit.planning.staging import reading_bytes
 from dopkit.progress import Progress
 from dopkit.relations import Products, Relations, TensorRelations

@@ -24,7 +24,6 @@ from dopkit.engine.blame import check_finite
 from dopkit.engine.outputs import Outputs, Sink
 from dopkit.engine.pipes import WriteBehind
 from dopkit.planning import Plan, TensorJob
-from dopkit.planning.building import WRITE_BEHIND_BYTES
 from dopkit.planning.outputs import UNSCALED
 from dopkit.planning.sharing import moving_cost
 from dopkit.progress import Progress
@@ -97,7 +96,7 @@ class Scaler:
         self._progress.stage("scaling")
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(map(moving_cost, jobs)))
         announce(self._reads(jobs), self._plan.stream_bytes)
-        behind = WriteBehind(WRITE_BEHIND_BYTES)
+        behind = WriteBehind(self._plan.buffers.behind)
         try:
             for job in jobs:
                 self._progress.tensor(job.name)

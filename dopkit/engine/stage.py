@@ -18,8 +18,8 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.checkpoint import Read
 from dopkit.checkpoints.reading import torch_dtype
 from dopkit.device import Devices
-from dopkit.engine.blame import check_finite
-from dopkit.engine.parts import Inputs, Parts, device_of
+from dopkit.engine.inputs import Inputs, device_of
+from dopkit.engine.parts import Parts
 from dopkit.errors import MergeError
 from dopkit.planning import Staged, TensorJob
 from dopkit.refs import ModelRef
@@ -150,9 +150,7 @@ class StageCheckpoint(Checkpoint):
 
         parts = Parts(self._inputs, job, device_of(job, self._devices), following)
         try:
-            ((_, base, merged),) = parts.merged(part[0] // job.part_rows, part, [self.staged.plan.last_step])
-            result = parts.finished(base, merged)
-            check_finite(job, result, self._inputs.of(job))
+            ((_, result),) = parts.results(part[0] // job.part_rows, part, [self.staged.plan.last_step])
         except MergeError as error:
             shown = f"stage {self.ref.text}"
             problems = [replace(one, place=": ".join(filter(None, (shown, one.place)))) for one in error.problems]

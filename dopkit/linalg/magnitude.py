@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,10 @@ CACHED = 1 << 17  # as many as stay in a core's cache
 SAMPLE = 1 << 15  # elements that tell where to look
 DIGIT = 16  # bits
 INTEGERS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+class _NotFiniteError(ValueError):
+    """Among the elements is one that has no place in an order."""
 
 
 def kth_largest(tensor: Tensor, count: int) -> Tensor:
@@ -53,25 +57,42 @@ def _by_digits(tensor: Tensor, count: int) -> Tensor:
 
 
 def _near_quantile(flat: NDArray[Any], count: int) -> float | None:
-    """The answer, if it lies where a sample of the elements says; else None: for all that differs, and for NaN.
+    """The answer, if it lies where a sample of the elements says; else None: for all that differs, and for NaN."""
+    try:
+        return near_quantile(flat[:: sample_step(flat.size)], flat.size, count, _blocks(flat))
+    except _NotFiniteError:
+        return None
+
+
+def sample_step(size: int) -> int:
+    """Of so many elements, every how manieth one is enough to tell where to look."""
+    return max(1, size // SAMPLE)
+
+
+def near_quantile(some: NDArray[Any], size: int, count: int, blocks: Iterable[NDArray[Any]]) -> float | None:
+    """The ``count``-th largest magnitude of ``size`` finite elements, if it lies where ``some`` of them say; else None.
+    The ``blocks`` are the magnitudes of all, once each.
 
     Between the sample's elements some way above and below, few others lie: those are looked at one by one.
     """
-    sample = np.sort(np.abs(flat[:: max(1, flat.size // SAMPLE)]))[::-1]
-    share = count / flat.size
+    sample = np.sort(np.abs(some))[::-1]
+    share = count / size
     at, around = share * sample.size, 2 + 4 * (sample.size * share * (1 - share)) ** 0.5
     high, low = (sample[min(max(int(place), 0), sample.size - 1)] for place in (at - around, at + around))
     above = from_high = from_low = 0  # how many are larger than the upper end, and at least as large as either
     between: list[NDArray[Any]] = []
-    room = flat.size // 8 + SAMPLE
-    for magnitudes in _blocks(flat):
-        if not np.isfinite(magnitudes.max()):
-            return None
-        above += int(np.count_nonzero(magnitudes > high))
-        reached = magnitudes >= high
-        from_high += int(np.count_nonzero(reached))
-        from_low += int(np.count_nonzero(magnitudes >= low))
-        inside = magnitudes[np.flatnonzero((magnitudes > low) & ~reached)]
+    room = size // 8 + SAMPLE
+    for magnitudes in blocks:
+        reached, larger = magnitudes >= low, magnitudes > high
+        from_low += (number := int(np.count_nonzero(reached)))
+        above += (beyond := int(np.count_nonzero(larger)))
+        if number == beyond:  # none between, ends included
+            from_high += beyond
+            continue
+        from_high += int(np.count_nonzero(magnitudes >= high))
+        if low == high:
+            continue
+        inside = magnitudes[np.flatnonzero((magnitudes > low) & (magnitudes < high))]
         room -= inside.size
         if room < 0:
             return None
@@ -80,7 +101,7 @@ def _near_quantile(flat: NDArray[Any], count: int) -> float | None:
         return None
     if count <= from_high:
         return float(high)
-    rest = np.concatenate(between)
+    rest = np.concatenate(between) if between else np.empty(0)
     place = rest.size - (count - from_high)  # from the smallest
     return float(low) if place < 0 else float(np.partition(rest, place)[place])
 
@@ -89,4 +110,7 @@ def _blocks(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
     room = np.empty(min(flat.size, CACHED), flat.dtype)
     for start in range(0, flat.size, CACHED):
         part = flat[start : start + CACHED]
-        yield np.abs(part, out=room[: part.size])
+        magnitudes = np.abs(part, out=room[: part.size])
+        if not np.isfinite(magnitudes.max()):
+            raise _NotFiniteError
+        yield magnitudes

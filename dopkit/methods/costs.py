@@ -50,13 +50,13 @@ def adam_bytes(shape: tuple[int, ...]) -> int:
 
 
 def ties_effort(shape: tuple[int, ...]) -> float:
-    """The threshold is looked for in the bits of every entry, twice."""
-    return 2e-8 * math.prod(shape)
+    """Every entry is looked at twice: for the threshold, and in the election."""
+    return 1e-8 * math.prod(shape)
 
 
 def ties_bytes(shape: tuple[int, ...]) -> int:
-    """Four sums, the base, and what an election makes; the blocks in which the threshold is looked for."""
-    return copies(9)(shape) + 30_000_000
+    """Four models or sums, the base, what is merged, and what is looked at one by one for the threshold."""
+    return copies(7)(shape) + 30_000_000
 
 
 def whole_bytes(number: int) -> Callable[[tuple[int, ...]], int]:

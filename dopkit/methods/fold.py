@@ -5,9 +5,9 @@ A method sees tensors and parameters. It does not know files, models, devices or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from dopkit.roles import Role
 
@@ -39,6 +39,8 @@ class Context:
     # belongs to the fold and is nowhere negative; and its root mean square over the whole model (``Method.measures``).
     companions: Mapping[str, torch.Tensor] = field(default_factory=dict)
     sizes: Mapping[str, float] = field(default_factory=dict)
+    # What the fold has found in the whole of the model being folded in, when only a part of it is at hand (Surveying).
+    survey: Any = None
 
     @property
     def so_far(self) -> tuple[Parameters, ...]:
@@ -68,6 +70,29 @@ class Fold(Protocol):
 
     def unpack(self, base: torch.Tensor | None, packed: Mapping[str, torch.Tensor], ctx: Context) -> Any:
         """The state again, bit for bit. The tensors belong to the fold; ``ctx.step`` is the number of models so far."""
+
+
+class Whole(Protocol):
+    """A model's whole tensor beside the base's, of which the fold sees some at a time, as float32."""
+
+    numel: int
+
+    def sample(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every so manieth element of base and model."""
+
+    def blocks(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """All elements of both, in flat blocks. What is handed over of the model belongs to the fold."""
+
+
+@runtime_checkable
+class Surveying(Protocol):
+    """A fold of whole tensors that goes element by element once it has looked at every model as a whole."""
+
+    def survey(self, whole: Whole, ctx: Context) -> Any:
+        """What the fold must know of a model to merge any part of it: ``Context.survey`` then.
+
+        None where it must have the whole after all: of this tensor, no model is then handed over in parts.
+        """
 
 
 class Joint(Protocol):

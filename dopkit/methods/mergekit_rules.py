@@ -95,7 +95,7 @@ def _by_entry(name: str, code: str, number: int, base: bool) -> Rule:
 PASSTHROUGH = _by_entry("passthrough", "linear:Passthrough", 2, False)
 SLERP = _joint("slerp", "sphere:Slerp", 6, costs.angle_effort)
 NUSLERP = _joint("nuslerp", "sphere:Nuslerp", 8, costs.angle_effort)
-KARCHER = _joint("karcher", "sphere:Karcher", 6, costs.search_effort, False)
+KARCHER = _joint("karcher", "sphere:Karcher", 8, costs.search_effort, False)
 
 # Selections.
 NEARSWAP = _by_entry("nearswap", "selection:Nearswap", 5, True)
@@ -105,7 +105,7 @@ RAM = Rule(
     "ram", "dopkit.methods.selection:Ram", Cut.BLOCKS, True, copies(7), elementwise_effort,
     state=_tensors("total", "models"),
 )  # fmt: skip
-RAM_PLUS = _joint("ram plus", "selection:RamPlus", 9, costs.choosing_effort)
+RAM_PLUS = _joint("ram plus", "selection:RamPlus", 12, costs.choosing_effort)
 
 # Spectra.
 ISO_C = Rule(

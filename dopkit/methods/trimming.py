@@ -35,17 +35,28 @@ def keep_largest(entries: Tensor, density: float) -> Tensor:
         return entries
     if density == 0:
         return entries.mul_(0)  # so that NaN stays
-    return drop_smaller(entries, kth_largest(entries, max(1, int(density * entries.numel()))))
+    bound = bound_of_largest(entries, density)
+    return entries if bound is None else torch.hardshrink(entries, bound, out=entries)
 
 
-def drop_smaller(entries: Tensor, threshold: Tensor) -> Tensor:
-    """Without those of a magnitude below the threshold, a scalar of the same dtype that is not negative.
+def bound_of_largest(entries: Tensor, density: float) -> float | None:
+    """What the magnitudes of those are above, density being between 0 and 1; None when all of them are to stay.
 
-    Shrinking drops what is not above its bound, the next number below the threshold; and without a branch for each
+    The next number below the least of them: shrinking drops what is not above its bound, without a branch for each
     element, which a mask of scattered elements costs.
     """
+    return bound_above(kth_largest(entries, count_of_largest(entries.numel(), density)))
+
+
+def count_of_largest(numel: int, density: float) -> int:
+    """How many of so many entries stay."""
+    return max(1, int(density * numel))
+
+
+def bound_above(threshold: Tensor) -> float | None:
+    """The bound that goes with the least magnitude that stays, a scalar of the entries' dtype."""
     below = float(torch.nextafter(threshold, threshold.new_tensor(-1.0)))
-    return torch.hardshrink(entries, below, out=entries) if below >= 0 else entries
+    return below if below >= 0 else None
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
@@ -53,7 +64,8 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
     For arithmetic in several passes on tensors that memory is slow to deliver.
     """
-    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
+    small = tensors[0].numel() <= CACHED
+    if small or tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
     flat = [tensor.view(-1) for tensor in tensors]

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from dopkit import layout
 from dopkit.methods import Scale
 from dopkit.planning import outputs
+from dopkit.planning.buffers import BLOCK_ELEMENTS, USUAL, Buffers
 from dopkit.planning.continuation import Continuation
 from dopkit.planning.heads import Head
-from dopkit.planning.jobs import BLOCK_ELEMENTS, Input, TensorJob
+from dopkit.planning.jobs import Input, TensorJob
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 
@@ -126,7 +127,7 @@ class Plan:
     dropped: tuple[Dropped, ...]
     notes: tuple[str, ...]
     max_shard_size: int
-    memory_bytes: int
+    memory_bytes: int  # of the process when one job is in hand: an upper estimate, the program included
     stream_bytes: int = 0  # held ahead in memory when what is not here is streamed; 0 when it is downloaded
     companions: tuple[Mapping[str, Source], ...] = ()  # what is read beside each model, by parameter; () if nothing
     keeps_steps: bool = False  # the models of earlier steps are written as well
@@ -136,6 +137,9 @@ class Plan:
     heads: tuple[Head, ...] = ()  # kept beside the merged backbone
     # For each stack that is put together from slices, the layer of the first source that each of its layers is.
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    program_bytes: int = 0  # of the memory: what the process held before
+    work_bytes: int = 0  # of memory that jobs in hand may take together; one may always be; 0 where nobody has said
+    buffers: Buffers = USUAL
 
     @property
     def output_bytes(self) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from dopkit.methods import FLOAT32
 from dopkit.planning import Source
-from dopkit.planning.jobs import BLOCK_ELEMENTS, TensorJob
+from dopkit.planning.buffers import BLOCK_ELEMENTS
+from dopkit.planning.jobs import TensorJob
 from dopkit.specs import DTYPES
 
 

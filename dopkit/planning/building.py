@@ -6,39 +6,18 @@ What must be looked at outside (free disk, memory, the output folder) comes in a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dopkit import layout
 from dopkit.errors import PlanError, Problem, count
-from dopkit.planning import Continuation, Plan, Source, TensorJob, matching, streaming
-from dopkit.planning.adapters import making_bytes
+from dopkit.planning import Continuation, Plan, matching, streaming
+from dopkit.planning.buffers import STEPS, Buffers
 from dopkit.planning.companions import attach
 from dopkit.planning.making import make_jobs
 from dopkit.planning.matching import Model
-from dopkit.planning.staging import reading_bytes
+from dopkit.planning.room import Room, needs, problems_of
 from dopkit.planning.targets import Making
 from dopkit.recipe import Recipe
-from dopkit.units import show_size
-
-READ_AHEAD_BYTES = 32_000_000  # raw tensors waiting for their turn, besides the one in hand
-WRITE_BEHIND_BYTES = 32_000_000  # finished blocks waiting for the disk
-# What the program takes besides when it starts to merge: code pages, buffers of libraries. Measured, not derived.
-OVERHEAD_BYTES = 80_000_000
-_AROUND_A_JOB = READ_AHEAD_BYTES + WRITE_BEHIND_BYTES + OVERHEAD_BYTES
-
-
-@dataclass(frozen=True)
-class Room:
-    """What the machine has to offer, in bytes. ``written`` is what an unfinished run left that is still good."""
-
-    disk: int
-    cache_disk: int
-    memory: int
-    written: int = 0
-    shared_disk: bool = False  # output and download cache lie on one disk
-    memory_given: bool = False  # the memory is what the user allows, so all of it may be used
-    shards_leave: bool = False  # a finished shard is uploaded and removed while the next one is made
-    processes: int = 1  # that each need the memory of one; ``memory`` is the share of one
 
 
 @dataclass(frozen=True)
@@ -99,20 +78,19 @@ def build(
         work.problems += more
     if recipe.dtype and recipe.out_dtype and recipe.dtype not in ("float32", recipe.out_dtype):
         work.notes.append(f"arithmetic is in float32; `dtype: {recipe.dtype}` gives way to `out_dtype`")
-    sources = tuple(model.source for model in models)
     shards = layout.lay_out([(job.name, job.dtype, job.shape) for job in work.jobs], max_shard_size)
     by_name = {job.name: job for job in work.jobs}
     plan = Plan(
         recipe=work.recipe,
         seed=seed,
         donor=donor.source,
-        models=sources,
+        models=tuple(model.source for model in models),
         jobs=tuple(by_name[tensor.name] for shard in shards for tensor in shard.tensors),
         shards=shards,
         dropped=tuple(work.dropped),
         notes=tuple(work.notes),
         max_shard_size=max_shard_size,
-        memory_bytes=max((_job_bytes(donor.source, sources, job) for job in work.jobs), default=0) + _AROUND_A_JOB,
+        memory_bytes=0,
         companions=tuple({name: model.source for name, model in own.items()} for own in companions if beside),
         keeps_steps=wanted.steps,
         keeps_state=wanted.state,
@@ -121,10 +99,12 @@ def build(
         heads=work.heads,
         layers=work.layers,
     )
-    cache_disk = room.disk - plan.disk_bytes + room.written if room.shared_disk else room.cache_disk
-    stream_room = streaming.StreamRoom(cache_disk, room.memory, room.memory_given)
-    plan = streaming.decide(plan, (donor, *models, *beside), stream_room, stream)
-    work.problems += _room_problems(plan, room)
+    for buffers in STEPS:
+        fitted = _fitted(plan, buffers, donor, models, beside, room, stream)
+        if fitted.memory_bytes <= room.memory:
+            break
+    plan = fitted
+    work.problems += problems_of(plan, room)
     if not work.problems and not plan.jobs:
         work.problems.append(Problem("", "there is nothing to merge: the base holds no tensors"))
     if work.problems:
@@ -132,39 +112,28 @@ def build(
     return plan
 
 
-def _job_bytes(donor: Source, sources: Sequence[Source], job: TensorJob) -> int:
-    return job.working_bytes + making_bytes(donor, sources, job) + reading_bytes(donor, sources, job)
+def _fitted(
+    plan: Plan,
+    buffers: Buffers,
+    donor: Model,
+    models: Sequence[Model],
+    beside: Sequence[Model],
+    room: Room,
+    stream: bool,
+) -> Plan:
+    """The plan with these buffers and blocks, and what it then needs."""
+    if buffers.block_elements and not _adds_up_blocks(plan):
+        plan = replace(plan, jobs=tuple(replace(job, block_elements=buffers.block_elements) for job in plan.jobs))
+    need = needs(plan, donor, models, room)
+    around = need.around(room, buffers)
+    plan = replace(plan, program_bytes=room.program, buffers=buffers, memory_bytes=around + need.job)
+    cache_disk = room.disk - plan.disk_bytes + room.written if room.shared_disk else room.cache_disk
+    stream_room = streaming.StreamRoom(cache_disk, room.memory, room.memory_given)
+    plan = streaming.decide(plan, (donor, *models, *beside), stream_room, stream)
+    rest = room.memory - (plan.memory_bytes - need.job) - need.making
+    return replace(plan, work_bytes=max(1, rest))
 
 
-def _room_problems(plan: Plan, room: Room) -> list[Problem]:
-    problems = []
-    largest_two = sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
-    output = (largest_two if room.shards_leave else plan.disk_bytes) - room.written
-    state = plan.continues.download_bytes if plan.continues else 0
-    download = state if plan.streamed else plan.download_bytes
-    if room.shared_disk:
-        output, download = output + download, 0
-    if output > room.disk:
-        problems.append(
-            _too_little("disk space for the output", output, room.disk, "Free some, or write elsewhere with -o.")
-        )
-    if download > room.cache_disk:
-        problems.append(
-            _too_little("disk space for downloads", download, room.cache_disk, "Free some, or set HF_HOME.")
-        )
-    if plan.memory_bytes > room.memory:
-        largest = max(plan.jobs, key=lambda job: job.working_bytes)
-        what = "memory (the largest need is for " + largest.name + ")"
-        need, have = room.processes * plan.memory_bytes, room.processes * room.memory
-        problems.append(_too_little(what, need, have, _memory_remedy(have // plan.memory_bytes, room.processes)))
-    return problems
-
-
-def _memory_remedy(enough_for: int, processes: int) -> str:
-    if processes == 1 or not enough_for:
-        return "Raise --max-memory, or use a larger machine."
-    return f"Each of the {processes} processes on this machine needs its own: start {enough_for}, or use a larger one."
-
-
-def _too_little(what: str, need: int, have: int, remedy: str) -> Problem:
-    return Problem("", f"too little {what}: {show_size(need)} needed, {show_size(have)} there", remedy)
+def _adds_up_blocks(plan: Plan) -> bool:
+    """Whether something is summed block after block: other blocks would then round otherwise."""
+    return plan.scale == "norm" or plan.recipe.method.measures(plan.recipe.parameters)

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 
 from dopkit.methods import FLOAT32, Cut, Rule
 from dopkit.methods.parameters import Parameters
+from dopkit.planning.buffers import BLOCK_ELEMENTS
 from dopkit.roles import Role
 from dopkit.specs import Sized
-
-# Of an elementwise merge: 4 MiB in float32. Larger blocks are no faster, and the allocator keeps more of them.
-BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,7 @@ class TensorJob(Sized):
     donor: str  # in the donor's spelling, whatever the rule
     parameters: tuple[Parameters, ...] = ()  # of the rule's method, for each of the inputs
     earlier: tuple[Parameters, ...] = ()  # for each model that was merged before, when a merge goes on
+    block_elements: int = 0  # of a block where it is merged element by element; 0 is the usual number
 
     @property
     def all_parameters(self) -> tuple[Parameters, ...]:
@@ -87,7 +86,7 @@ class TensorJob(Sized):
     @property
     def _block_rows(self) -> int:
         per_row = max(1, self.numel // max(1, self.rows))
-        return max(1, min(self.rows, BLOCK_ELEMENTS // per_row))
+        return max(1, min(self.rows, (self.block_elements or BLOCK_ELEMENTS) // per_row))
 
     def _ranges(self, rows: int) -> Iterator[tuple[int, int]]:
         for start in range(0, self.rows if self.numel else 0, rows):

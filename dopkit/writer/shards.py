@@ -1,7 +1,7 @@
 """Shards on disk: preallocated, written at planned offsets, hashed on the way, and continued after a kill.
 
-Takes bytes and names; knows neither torch nor methods. One thread writes at a time; other processes may write other
-tensors of the same files (``tensors``).
+Takes bytes and names, and keeps the bytes until they are hashed; knows neither torch nor methods. One thread writes at
+a time; other processes may write other tensors of the same files (``tensors``).
 """
 
 from __future__ import annotations
@@ -12,15 +12,18 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dopkit.errors import OutputError, Problem
 from dopkit.layout import INDEX_FILE, Placed, Shard, index_json
+from dopkit.writer.behind import WriteBehind
 from dopkit.writer.journal import Journal
 from dopkit.writer.tensors import OpenFile, TensorWriter
 
 _CHUNK = 1 << 24
+_HASH_BYTES = 8_000_000  # written and not yet hashed
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class ShardWriter(TensorWriter):
         place: str = "",
     ) -> None:
         (folder / place).mkdir(parents=True, exist_ok=True)
-        super().__init__(folder, shards, journal, place, _OpenShard)
+        self._hashing = WriteBehind(_HASH_BYTES, "dopkit-hash")
+        super().__init__(folder, shards, journal, place, partial(_OpenShard, hashing=self._hashing))
         self._shards = shards
         gone = elsewhere or {}
         self._on_shard = on_shard
@@ -108,6 +112,10 @@ class ShardWriter(TensorWriter):
                 self._missing[file].discard(tensor.name)
         self._finish_complete()
 
+    def close(self) -> None:
+        self._hashing.close()
+        super().close()
+
     def _finish_complete(self) -> None:
         for file, missing in self._missing.items():
             if not missing and file not in self._finished:
@@ -128,10 +136,11 @@ class ShardWriter(TensorWriter):
 
 
 class _OpenShard(OpenFile):
-    """One shard file. Its hash follows the writing as long as that goes from front to back."""
+    """One shard file. Its hash follows the writing, in a thread of its own, as long as that goes from front to back."""
 
-    def __init__(self, folder: Path, shard: Shard) -> None:
+    def __init__(self, folder: Path, shard: Shard, hashing: WriteBehind) -> None:
         super().__init__(folder, shard)
+        self._hashing = hashing
         self._hash = hashlib.sha256(shard.header)
         self._hashed = len(shard.header)  # bytes from the front that are in the hash
 
@@ -139,6 +148,7 @@ class _OpenShard(OpenFile):
         """Whether the bytes that an earlier run wrote for a tensor are all there."""
         if not self.path.exists() or self.path.stat().st_size != self.shard.size:
             return False
+        self._hashing.drain()
         in_order = self._hashed == tensor.offset
         trial, found = self._hash.copy(), 0
         for chunk in self._chunks(tensor.offset, tensor.offset + tensor.nbytes):
@@ -152,10 +162,11 @@ class _OpenShard(OpenFile):
     def write(self, offset: int, data: memoryview) -> None:
         super().write(offset, data)
         if self._hashed == offset:
-            self._hash.update(data)
+            self._hashing.put(len(data), partial(self._hash.update, data))
             self._hashed = offset + len(data)
 
     def finish(self) -> ShardFile:
+        self._hashing.drain()
         handle = self._opened()  # a shard of empty tensors was never written to
         os.pwrite(handle, self.shard.header, 0)
         for chunk in self._chunks(self._hashed, self.shard.size):

@@ -112,7 +112,7 @@ parameters: {{weight: 1}}
 
 def test_plan_shows_what_each_of_several_processes_would_do(recipe: Path) -> None:
     lines = invoke("plan", "trio.yaml", "--processes", "3").stdout.splitlines()
-    assert lines[-6].endswith("in each process") and not lines[-5]
+    assert lines[-7].endswith("in each process") and lines[-6].startswith("needs ") and not lines[-5]
     assert [line.split()[0] for line in lines[-4:]] == ["process", "0", "1", "2"]
     assert sum(int(line.split()[1]) for line in lines[-3:]) == 21
     shared = json.loads(invoke("plan", "trio.yaml", "--processes", "3", "--json").stdout)["processes"]

@@ -78,3 +78,35 @@ def test_a_failed_write_stops_the_rest_and_comes_out() -> None:
     with pytest.raises(OSError, match="full"):
         behind.close()
     assert done == []
+
+
+def test_without_a_budget_nothing_is_read_ahead() -> None:
+    made: list[int] = []
+
+    def request(number: int) -> Request:
+        def read() -> torch.Tensor:
+            made.append(number)
+            return torch.tensor(number)
+
+        return Request(10, read)
+
+    ahead = ReadAhead((request(number) for number in range(5)), budget=0)
+    for number in range(5):
+        assert next(ahead).item() == number
+        time.sleep(0.005)
+        assert made == list(range(number + 1))
+    ahead.close()
+
+
+def test_without_a_budget_nothing_waits_to_be_written() -> None:
+    written: list[int] = []
+
+    def write(number: int) -> None:
+        time.sleep(0.005)
+        written.append(number)
+
+    behind = WriteBehind(budget=0)
+    for number in range(5):
+        behind.put(10, lambda number=number: write(number))  # type: ignore[misc]
+        assert written == list(range(number + 1))
+    behind.close()

@@ -9,8 +9,10 @@ import pytest
 
 import dopkit
 from dopkit.errors import PlanError
-from dopkit.planning import building
-from dopkit.planning.building import Room
+from dopkit.measure import resident_bytes
+from dopkit.planning import buffers
+from dopkit.planning import room as rooms
+from dopkit.planning.room import Room
 
 GB = 10**9
 
@@ -24,7 +26,7 @@ def plan(llama: Path) -> dopkit.Plan:
 
 
 def messages(plan: dopkit.Plan, room: Room) -> list[str]:
-    return [problem.what for problem in building._room_problems(plan, room)]
+    return [problem.what for problem in rooms.problems_of(plan, room)]
 
 
 def test_enough(plan: dopkit.Plan) -> None:
@@ -64,3 +66,48 @@ def test_the_plan_refuses(llama: Path) -> None:
     recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: dop\nmodels: [./e0]", folder=llama)
     with pytest.raises(PlanError, match="too little memory"):
         dopkit.plan(recipe, options=dopkit.Options(max_memory=1000))
+
+
+def test_a_job_that_fits_a_device_takes_little_of_the_host(plan: dopkit.Plan) -> None:
+    job = max(plan.jobs, key=lambda job: job.working_bytes)
+    assert job.rule.float64
+    on_cpu = Room(disk=GB, cache_disk=GB, memory=GB)
+    assert rooms.host_bytes(job, on_cpu) == job.working_bytes
+    part = 4 * job.numel
+    fits = dataclasses.replace(on_cpu, device=job.working_bytes)
+    assert rooms.host_bytes(job, fits) == 2 * part
+    for other in ({"device": job.working_bytes - 1}, {"device_float64": False}):
+        assert rooms.host_bytes(job, dataclasses.replace(fits, **other)) == job.working_bytes
+
+
+def test_the_refusal_names_what_would_do(plan: dopkit.Plan) -> None:
+    room = Room(disk=GB, cache_disk=GB, memory=1_000_000, program=300_000_000)
+    plan = dataclasses.replace(plan, memory_bytes=560_000_000)
+    (free,) = rooms.problems_of(plan, room)
+    assert free.what.endswith(": 560 MB needed (300 MB of it by the program itself), 1 MB there")
+    assert free.remedy == "564MB would do: free some, or use a larger machine."
+    (given,) = rooms.problems_of(plan, dataclasses.replace(room, memory_given=True))
+    assert given.remedy == "`--max-memory 564MB` would do, where there is so much."
+    (two,) = rooms.problems_of(plan, dataclasses.replace(room, memory_given=True, processes=2))
+    assert two.remedy == "`--max-memory 1.13GB` would do, where there is so much."
+
+
+def test_buffers_shrink_before_a_plan_is_refused(llama: Path) -> None:
+    recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: ties\nmodels: [./e0]", folder=llama)
+    usual = dopkit.plan(recipe)
+    beside = usual.memory_bytes - usual.program_bytes
+    assert usual.buffers == buffers.USUAL
+    for spare, found in ((1_000_000, 0), (-20_000_000, 1), (-60_000_000, 2)):
+        limit = resident_bytes() + beside + spare
+        plan = dopkit.plan(recipe, options=dopkit.Options(max_memory=limit))
+        assert plan.buffers == buffers.STEPS[found]
+        assert plan.memory_bytes <= limit
+
+
+def test_what_is_left_is_for_tensors_in_hand(plan: dopkit.Plan, llama: Path) -> None:
+    recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: dop\nmodels: [./e0]", folder=llama)
+    largest = max(job.working_bytes for job in plan.jobs)
+    for spare in (10_000_000, 500_000_000):
+        limit = plan.memory_bytes + spare
+        made = dopkit.plan(recipe, options=dopkit.Options(max_memory=limit))
+        assert made.work_bytes - largest == pytest.approx(limit - made.memory_bytes, abs=100_000)
