@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dopkit.linalg import spectra
+from dopkit.linalg import products, spectra
 from dopkit.linalg.minnorm import min_norm_weight
 from dopkit.methods.dop_terms import Losses, Sides, Solved
 
@@ -109,13 +109,13 @@ def _task(base: Tensor, model: Tensor, parameters: DopParameters, sides: Sides) 
     """L_i of one model as a quadratic, and the rank of its projections."""
     dtype = spectra.working_dtype(base.device)
     tau = model.to(dtype, copy=True).sub_(base)
-    gram = tau @ tau.mT
-    leading = spectra.leading_directions(gram, parameters.svd_epsilon, parameters.rank_rule)
+    gram = products.gram(tau)
+    leading = spectra.leading_directions(gram, parameters.svd_epsilon, parameters.rank_rule, thin=1.0)
     left = leading.energy(gram).to(model.dtype) if sides.rows else None
     del gram
     right = rows = None
     if sides.columns:
-        rows = leading.project(tau)
+        rows = leading.reduced(tau)
         del tau
         if 2 * rows.shape[0] < rows.shape[1]:  # two thin products cost less than one with an n x n matrix
             rows = rows.to(model.dtype)

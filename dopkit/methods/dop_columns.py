@@ -1,0 +1,104 @@
+"""DOP's equation in the columns themselves: for matrices (m, n) that are not very wide, m <= n <= 2m.
+
+With everything of a task vector kept, A_i and B_i are its two Gram matrices: no singular vectors are needed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dopkit.linalg import spectra, sylvester
+from dopkit.linalg.products import gram
+from dopkit.linalg.spectra import Leading
+from dopkit.linalg.sylvester import Eigen
+from dopkit.methods.dop_space import SIGNS, Equation, TaskVectors, Weights
+from dopkit.methods.dop_terms import Sides
+
+
+class Columns:
+    """A ``Space`` whose coordinates are the n columns."""
+
+    def __init__(self, taus: TaskVectors, epsilon: float, rule: spectra.RankRule) -> None:
+        self._taus = taus
+        self._energies: list[Tensor] = []  # A_i (m, m)
+        self._leading: list[Leading] = []
+        for task in (0, 1):
+            product = gram(taus.one(task))
+            leading = spectra.leading_directions(product, epsilon, rule)
+            self._leading.append(leading)
+            self._energies.append(leading.energy(product))
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        return self._leading[0].rank, self._leading[1].rank
+
+    def equation(self, weights: Weights, sides: Sides) -> Equation:
+        gap = self._taus.half_gap()
+        rhs, losses = torch.zeros_like(gap), [0.0, 0.0]
+        left = self._add_rows(rhs, losses, gap, weights) if sides.rows else None
+        self._energies.clear()
+        right = self._add_columns(rhs, losses, gap, weights) if sides.columns else None
+        return Equation(rhs, left, right, (losses[0], losses[1]))
+
+    def outcome(self, distance: Tensor, rhs: Tensor, task: int, sides: Sides) -> tuple[float, float]:
+        gain = float((distance * rhs).sum())
+        leading, loss = self._leading[task], 0.0
+        difference = self._taus.half_gap().mul_(-SIGNS[task]).add_(distance)
+        rows = self._rows(task)
+        if sides.columns:
+            loss += _squares(difference @ rows.mT)
+        if sides.rows and leading.kept is not None:
+            assert leading.values is not None
+            loss += _squares((leading.kept * leading.values).mT @ difference)
+        elif sides.rows:  # <A, D D^T>
+            loss += float(gram(rows).mul_(gram(difference)).sum())
+        return gain, max(0.0, loss)  # rounding may take an inner product below zero
+
+    def columns(self, distance: Tensor, block: slice) -> Tensor:
+        return distance[:, block]
+
+    def _rows(self, task: int) -> Tensor:
+        """N with B_i = N^T N, a new (k, n) tensor; keeping it would raise the peak."""
+        return self._leading[task].reduced(self._taus.one(task))
+
+    def _add_rows(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Tensor:
+        """Add the signed c_i A_i H to R, and L_i's part at the average to ``losses``; return A."""
+        left = torch.zeros_like(self._energies[0])
+        for task, (weight, energy) in enumerate(zip(weights, self._energies, strict=True)):
+            pulled = energy @ gap
+            rhs.add_(pulled, alpha=SIGNS[task] * weight)
+            losses[task] += float(pulled.mul_(gap).sum())
+            left.add_(energy, alpha=weight)
+        return left
+
+    def _add_columns(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Eigen:
+        """The same with H B_i; return B, by its rows where those are fewer than the columns."""
+        columns = gap.shape[1]
+        # A task of weight zero must not shape the basis: alpha = 0 and alpha = 1 then are no special cases.
+        counts = [one.rank if one.kept is not None else gap.shape[0] for one in self._leading]
+        factored = sum(count for count, weight in zip(counts, weights, strict=True) if weight > 0) < columns
+        pieces: list[Tensor] = []
+        right = None if factored else gap.new_zeros(columns, columns)
+        for task, weight in enumerate(weights):
+            rows = self._rows(task)
+            if right is None:
+                products = gap @ rows.mT
+                rhs.addmm_(products, rows, alpha=SIGNS[task] * weight)
+                losses[task] += _squares(products)
+                if weight > 0:
+                    pieces.append(rows.mul_(weight**0.5))
+                continue
+            square = gram(rows.mT)
+            del rows
+            pulled = gap @ square
+            rhs.add_(pulled, alpha=SIGNS[task] * weight)
+            losses[task] += float(pulled.mul_(gap).sum())
+            right.add_(square, alpha=weight)
+            del square, pulled
+        return sylvester.eigen_of_rows(torch.cat(pieces)) if right is None else sylvester.eigen(right)
+
+
+def _squares(matrix: Tensor) -> float:
+    """The sum of squares of a matrix that is needed no more."""
+    return float(matrix.square_().sum())
