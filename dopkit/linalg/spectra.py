@@ -113,7 +113,7 @@ def leading_directions(gram: Tensor, epsilon: float, rule: RankRule = "at-least"
     size = gram.shape[0]
     if rule == "at-least" and _keeps_all(gram, epsilon):
         return Leading(size)
-    if size < SMALL:
+    if size < SMALL or thin >= 1:
         eigenvalues, vectors = torch.linalg.eigh(gram)
         values = _singular_values(eigenvalues)
     else:

@@ -5,6 +5,8 @@ With everything of a task vector kept, A_i and B_i are its two Gram matrices: no
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -44,16 +46,17 @@ class Columns:
     def outcome(self, distance: Tensor, rhs: Tensor, task: int, sides: Sides) -> tuple[float, float]:
         gain = float((distance * rhs).sum())
         leading, loss = self._leading[task], 0.0
-        difference = self._taus.half_gap().mul_(-SIGNS[task]).add_(distance)
-        rows = self._rows(task)
+        difference = _Single.of(self._taus.half_gap().mul_(-SIGNS[task]).add_(distance))
+        rows = _Single.of(self._rows(task))
         if sides.columns:
-            loss += _squares(difference @ rows.mT)
+            loss += difference.squares_with(rows.turned())
         if sides.rows and leading.kept is not None:
             assert leading.values is not None
-            loss += _squares((leading.kept * leading.values).mT @ difference)
-        elif sides.rows:  # <A, D D^T>
-            loss += float(gram(rows).mul_(gram(difference)).sum())
-        return gain, max(0.0, loss)  # rounding may take an inner product below zero
+            rows = _Single.of((leading.kept * leading.values).mT)
+            loss += rows.squares_with(difference)
+        elif sides.rows:
+            loss += rows.turned().squares_with(difference)
+        return gain, loss
 
     def columns(self, distance: Tensor, block: slice) -> Tensor:
         return distance[:, block]
@@ -97,6 +100,27 @@ class Columns:
             right.add_(square, alpha=weight)
             del square, pulled
         return sylvester.eigen_of_rows(torch.cat(pieces)) if right is None else sylvester.eigen(right)
+
+
+@dataclass(frozen=True)
+class _Single:
+    """A matrix in float32, for a product of which only the sum of squares is wanted: cancellation takes nothing."""
+
+    matrix: Tensor  # entries up to 1
+    unit: float
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> _Single:
+        unit = float(matrix.abs().max()) if matrix.numel() else 1.0
+        return cls(matrix.to(torch.float32) if unit == 0 else matrix.div(unit).to(torch.float32), unit)
+
+    def turned(self) -> _Single:
+        return _Single(self.matrix.mT, self.unit)
+
+    def squares_with(self, other: _Single) -> float:
+        """|| M N ||^2 for this matrix M and the other one."""
+        product = self.matrix @ other.matrix
+        return float(torch.linalg.vector_norm(product, dtype=torch.float64)) ** 2 * (self.unit * other.unit) ** 2
 
 
 def _squares(matrix: Tensor) -> float:

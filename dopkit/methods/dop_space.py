@@ -32,7 +32,7 @@ class Equation:
 
 
 class Space(Protocol):
-    """Coordinates, and the objective in them. All of one dtype, scaled to task vectors with entries up to 1."""
+    """Coordinates, and the objective in them. All of one dtype, in the units of ``TaskVectors.scale``."""
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -54,21 +54,23 @@ class TaskVectors:
 
     base: Tensor  # (m, n) float32
     models: tuple[Tensor, Tensor]  # merged, incoming; (m, n) float32
-    scale: float  # largest absolute entry of the task vectors
+    scale: float  # largest absolute entry of the task vectors, or 1 where their size is no matter
 
     @classmethod
     def of(cls, base: Tensor, merged: Tensor, incoming: Tensor) -> TaskVectors:
         """Of three (m, n) matrices, all finite and not all equal."""
         models = (merged, incoming)
+        if spectra.working_dtype(base.device) == torch.float64:  # holds the fourth power of any float32 number
+            return cls(base, models, 1.0)
         blocks = list(spectra.column_blocks(*base.shape))
-        # The difference of two float32 numbers is rounded here and nowhere else: a scale need not be exact.
         largest = [(model[:, block] - base[:, block]).abs_().max() for model in models for block in blocks]
         return cls(base, models, float(torch.stack(largest).max()))
 
     def one(self, task: int, block: slice = slice(None)) -> Tensor:
         """Columns of tau_i: a new tensor. The difference of two float32 numbers is exact in float64."""
         dtype = spectra.working_dtype(self.base.device)
-        return self.models[task][:, block].to(dtype, copy=True).sub_(self.base[:, block]).div_(self.scale)
+        tau = self.models[task][:, block].to(dtype, copy=True).sub_(self.base[:, block])
+        return tau if self.scale == 1 else tau.div_(self.scale)
 
     def stacked(self, block: slice) -> Tensor:
         """Columns of both, one above the other: (2m, block)."""
