@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 STRIPS = 8  # that a Gram matrix is made in: 9/16 of the whole product, in pieces that are still large
-NARROW = 32  # rows of a strip below which the pieces cost more than they save
+SMALL = 384  # rows below which the pieces cost more than they save
 
 
 def inner(one: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
@@ -26,7 +26,7 @@ def gram(matrix: Tensor) -> Tensor:
 def add_gram(total: Tensor, matrix: Tensor) -> Tensor:
     """Add M M^T to ``total`` (m, m), on and below the diagonal; what lies above it is left undefined."""
     rows = matrix.shape[0]
-    width = max(NARROW, -(-rows // STRIPS))
+    width = _width(rows)
     for start in range(0, rows, width):
         total[start:, start : start + width].addmm_(matrix[start:], matrix[start : start + width].mT)
     return total
@@ -35,10 +35,15 @@ def add_gram(total: Tensor, matrix: Tensor) -> Tensor:
 def mirrored(square: Tensor) -> Tensor:
     """``square`` itself, with what lies below the diagonal copied above it."""
     rows = square.shape[0]
-    width = max(NARROW, -(-rows // STRIPS))
+    width = _width(rows)
     for start in range(0, rows, width):
         end = start + width
         block = square[start:end, start:end]
         block.copy_(block.tril() + block.tril(-1).mT)
         square[start:end, end:] = square[end:, start:end].mT
     return square
+
+
+def _width(rows: int) -> int:
+    """Of a strip."""
+    return max(1, rows if rows < SMALL else -(-rows // STRIPS))

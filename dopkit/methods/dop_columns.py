@@ -13,7 +13,6 @@ from torch import Tensor
 from dopkit.linalg import spectra, sylvester
 from dopkit.linalg.products import gram
 from dopkit.linalg.spectra import Leading
-from dopkit.linalg.sylvester import Eigen
 from dopkit.methods.dop_space import SIGNS, Equation, TaskVectors, Weights
 from dopkit.methods.dop_terms import Sides
 
@@ -40,7 +39,12 @@ class Columns:
         rhs, losses = torch.zeros_like(gap), [0.0, 0.0]
         left = self._add_rows(rhs, losses, gap, weights) if sides.rows else None
         self._energies.clear()
-        right = self._add_columns(rhs, losses, gap, weights) if sides.columns else None
+        right = None
+        if sides.columns:
+            factored = self._is_factored(weights)
+            found = (self._add_factored if factored else self._add_columns)(rhs, losses, gap, weights)
+            del gap  # what follows needs more memory than anything before
+            right = sylvester.eigen_of_rows(found) if factored else sylvester.eigen(found)
         return Equation(rhs, left, right, (losses[0], losses[1]))
 
     def outcome(self, distance: Tensor, rhs: Tensor, task: int, sides: Sides) -> tuple[float, float]:
@@ -75,31 +79,37 @@ class Columns:
             left.add_(energy, alpha=weight)
         return left
 
-    def _add_columns(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Eigen:
-        """The same with H B_i; return B, by its rows where those are fewer than the columns."""
-        columns = gap.shape[1]
-        # A task of weight zero must not shape the basis: alpha = 0 and alpha = 1 then are no special cases.
-        counts = [one.rank if one.kept is not None else gap.shape[0] for one in self._leading]
-        factored = sum(count for count, weight in zip(counts, weights, strict=True) if weight > 0) < columns
-        pieces: list[Tensor] = []
-        right = None if factored else gap.new_zeros(columns, columns)
+    def _is_factored(self, weights: Weights) -> bool:
+        """Whether the rows N of all tasks are fewer than the columns: then B's spectrum is cheaper found through N."""
+        rows, columns = self._taus.base.shape
+        counts = [one.rank if one.kept is not None else rows for one in self._leading]
+        return sum(count for count, weight in zip(counts, weights, strict=True) if weight > 0) < columns
+
+    def _add_columns(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Tensor:
+        """The same with H B_i; return B."""
+        right = gap.new_zeros(gap.shape[1], gap.shape[1])
         for task, weight in enumerate(weights):
-            rows = self._rows(task)
-            if right is None:
-                products = gap @ rows.mT
-                rhs.addmm_(products, rows, alpha=SIGNS[task] * weight)
-                losses[task] += _squares(products)
-                if weight > 0:
-                    pieces.append(rows.mul_(weight**0.5))
-                continue
-            square = gram(rows.mT)
-            del rows
+            square = gram(self._rows(task).mT)
             pulled = gap @ square
             rhs.add_(pulled, alpha=SIGNS[task] * weight)
             losses[task] += float(pulled.mul_(gap).sum())
             right.add_(square, alpha=weight)
-            del square, pulled
-        return sylvester.eigen_of_rows(torch.cat(pieces)) if right is None else sylvester.eigen(right)
+        return right
+
+    def _add_factored(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Tensor:
+        """The same with H B_i; return N with B = N^T N.
+
+        A task of weight zero must not shape the basis: alpha = 0 and alpha = 1 then are no special cases.
+        """
+        pieces = []
+        for task, weight in enumerate(weights):
+            rows = self._rows(task)
+            pulled = gap @ rows.mT
+            rhs.addmm_(pulled, rows, alpha=SIGNS[task] * weight)
+            losses[task] += float(pulled.square_().sum())
+            if weight > 0:
+                pieces.append(rows.mul_(weight**0.5))
+        return torch.cat(pieces)
 
 
 @dataclass(frozen=True)
@@ -121,8 +131,3 @@ class _Single:
         """|| M N ||^2 for this matrix M and the other one."""
         product = self.matrix @ other.matrix
         return float(torch.linalg.vector_norm(product, dtype=torch.float64)) ** 2 * (self.unit * other.unit) ** 2
-
-
-def _squares(matrix: Tensor) -> float:
-    """The sum of squares of a matrix that is needed no more."""
-    return float(matrix.square_().sum())
