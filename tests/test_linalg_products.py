@@ -7,7 +7,9 @@ from dopkit.linalg.products import add_gram, gram, mirrored
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (5, 3), (32, 7), (33, 40), (300, 20), (384, 5), (513, 9), (4, 0), (0, 4)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (5, 3), (32, 7), (33, 40), (300, 20), (384, 5), (513, 9), (4, 0), (0, 4)]
+)
 def test_a_gram_matrix_is_the_product_and_symmetric(rows, columns, dtype):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows), dtype=dtype)
     found = gram(matrix)
