@@ -24,9 +24,19 @@ class Devices:
     main: torch.device
     free_bytes: int
 
+    @property
+    def own_bytes(self) -> int:
+        """What of it is memory beside the host's."""
+        return 0 if self.main.type == "cpu" else self.free_bytes
+
+    @property
+    def has_float64(self) -> bool:
+        """Apple's GPUs do not."""
+        return self.main.type != "mps"
+
     def place(self, working_bytes: int, float64: bool = False) -> torch.device:
-        """The main device if the job fits there, else the CPU; Apple's GPUs have no float64."""
-        fits = working_bytes <= self.free_bytes and not (float64 and self.main.type == "mps")
+        """The main device if the job fits there, else the CPU."""
+        fits = working_bytes <= self.free_bytes and (self.has_float64 or not float64)
         return self.main if fits or self.main.type == "cpu" else CPU
 
     def among(self, number: int) -> Devices:

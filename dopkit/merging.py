@@ -123,7 +123,7 @@ def _executor(
 ) -> Executor:
     """Who does the jobs: this process, those that were launched with it, or the workers of a cluster."""
     if options.cluster is not None:
-        return crew_of(options.cluster, prepared, options.max_memory, journal, writers, progress, sizes)
+        return crew_of(options.cluster, prepared, options.limit, journal, writers, progress, sizes)
     return Host(options.processes, prepared.output.partial, journal, list(writers.values()), progress)
 
 

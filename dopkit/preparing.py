@@ -137,7 +137,7 @@ def host_bytes(limit: MemoryLimit, processes: int = 1) -> int:
 
 def _room(output: OutputFolder, options: Options, devices: Devices) -> Room:
     cache, same = hub.cache_disk(output.free_location())
-    here, beside = options.processes.here, devices.main.type != "cpu"
+    here = options.processes.here
     return Room(
         disk=output.free_bytes(),
         cache_disk=cache,
@@ -148,8 +148,8 @@ def _room(output: OutputFolder, options: Options, devices: Devices) -> Room:
         shards_leave=options.frees,
         processes=here,
         program=resident_bytes(),
-        device=devices.free_bytes if beside else 0,
-        device_float64=devices.main.type != "mps",
+        device=devices.own_bytes,
+        device_float64=devices.has_float64,
     )
 
 

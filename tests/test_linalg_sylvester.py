@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dopkit.linalg.sylvester import Eigen, eigen, eigen_of_rows, solve
+from dopkit.linalg.sylvester import Eigen, curved, eigen, eigen_of_rows, solve
 
 
 def normal(*shape, seed=0):
@@ -56,14 +56,17 @@ def test_rows_give_the_same_solution_as_the_matrix(rank):
 
 
 def test_coordinates_on_a_skew_basis_give_the_same_solution():
-    """X = Y T: solved for Y with the Gram matrix of T, without a matrix of T's width."""
+    """X = Y T: solved for Y with the Gram matrix G of T, without a matrix of T's width."""
     basis = normal(5, 40, seed=5)
+    gram = basis @ basis.mT
     rows = normal(3, 5, seed=6)  # coordinates of N
     left, coordinates = semidefinite(4, 4, 1), normal(4, 5, seed=7)
     right = (rows @ basis).mT @ (rows @ basis)
     want = coordinates @ basis
-    rhs = left @ coordinates + (coordinates @ (basis @ basis.mT) @ rows.mT) @ rows
-    found = solve(eigen(left), eigen_of_rows(rows, basis @ basis.mT), rhs)
+    rhs = left @ coordinates + (coordinates @ gram @ rows.mT) @ rows
+    values, mixing = curved(rows @ gram @ rows.mT)
+    vectors = rows.mT @ (mixing / values.sqrt())
+    found = solve(eigen(left), Eigen(values, vectors, gram @ vectors), rhs)
     torch.testing.assert_close(left @ want + want @ right, rhs @ basis)
     torch.testing.assert_close(found @ basis, want, rtol=1e-8, atol=1e-8)
 

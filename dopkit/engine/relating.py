@@ -197,8 +197,7 @@ class _Work:
             base = _matrix(next(ahead), device)
             for index in range(len(self.job.inputs)):
                 gram = _gram(base, _matrix(next(ahead), device))
-                # with all directions asked for, the eigenvalues alone are computed: a third of the time
-                values = spectra.leading_directions(gram, 1.0).values
+                values = spectra.singular_values(gram)
                 ranks[index] += spectra.energy_rank(values, self.energy)
         means = (ranks / slices).tolist()
         return [int(mean) if mean.is_integer() else mean for mean in means]

@@ -23,7 +23,10 @@ from dopkit.engine.companions import Sizes
 from dopkit.errors import DopkitError
 from dopkit.helping import engine_of, outputs_of, scaling_by
 from dopkit.layout import Shard
-from dopkit.planning.building import Room, Wanted
+from dopkit.limits import MemoryLimit
+from dopkit.measure import resident_bytes
+from dopkit.planning.building import Wanted
+from dopkit.planning.room import Room
 from dopkit.preparing import Prepared
 from dopkit.progress import Progress
 from dopkit.recipe import Recipe
@@ -43,7 +46,8 @@ class Order:
     wanted: Wanted
     device: str
     threads: int
-    memory: int  # bytes that the worker may use
+    memory: int  # bytes that the worker may use, beside what it holds to begin with
+    limit: MemoryLimit  # of its device
     max_shard_size: int
     stream: bool
     sizes: Sizes  # of what is read beside the models
@@ -81,9 +85,18 @@ class Hired:
     def _open(self) -> Greeting:
         order = self._order
         torch.set_num_threads(order.threads)
-        devices = choose(order.device).among(1 + len(order.recipe.stages))
+        devices = choose(order.device, limit=order.limit).among(1 + len(order.recipe.stages))
         cache = hub.cache_disk(Path.cwd())[0]
-        room = Room(_ELSEWHERE, cache, order.memory, memory_given=True)
+        program = resident_bytes()
+        room = Room(
+            _ELSEWHERE,
+            cache,
+            program + order.memory,
+            memory_given=True,
+            program=program,
+            device=devices.own_bytes,
+            device_float64=devices.has_float64,
+        )
         sources = self._stack.enter_context(
             open_sources(
                 order.recipe,

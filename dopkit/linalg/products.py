@@ -1,9 +1,12 @@
-"""Inner products, added up in float64 whatever the tensors are in."""
+"""Products that need care: inner products added up in float64, and Gram matrices of which half is computed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+STRIPS = 8  # that a Gram matrix is made in: 9/16 of the whole product, in pieces that are still large
+SMALL = 384  # rows below which the pieces cost more than they save
 
 
 def inner(one: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
@@ -12,3 +15,35 @@ def inner(one: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     if dim is None:
         return product.sum(dtype=torch.float64)
     return product.sum(dim, keepdim=True, dtype=torch.float64)
+
+
+def gram(matrix: Tensor) -> Tensor:
+    """M M^T (m, m) for M = ``matrix`` (m, n), in its dtype; symmetric to the last bit."""
+    rows = matrix.shape[0]
+    return mirrored(add_gram(matrix.new_zeros(rows, rows), matrix))
+
+
+def add_gram(total: Tensor, matrix: Tensor) -> Tensor:
+    """Add M M^T to ``total`` (m, m), on and below the diagonal; what lies above it is left undefined."""
+    rows = matrix.shape[0]
+    width = _width(rows)
+    for start in range(0, rows, width):
+        total[start:, start : start + width].addmm_(matrix[start:], matrix[start : start + width].mT)
+    return total
+
+
+def mirrored(square: Tensor) -> Tensor:
+    """``square`` itself, with what lies below the diagonal copied above it."""
+    rows = square.shape[0]
+    width = _width(rows)
+    for start in range(0, rows, width):
+        end = start + width
+        block = square[start:end, start:end]
+        block.copy_(block.tril() + block.tril(-1).mT)
+        square[start:end, end:] = square[end:, start:end].mT
+    return square
+
+
+def _width(rows: int) -> int:
+    """Of a strip."""
+    return max(1, rows if rows < SMALL else -(-rows // STRIPS))

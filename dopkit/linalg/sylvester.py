@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dopkit.linalg.products import gram
+
 # Below this share of the largest a_j + b_k a direction is flat. It must exceed the rounding errors of R,
 # which the division blows up, by some orders of magnitude.
 FLAT = {torch.float64: 1e-11, torch.float32: 1e-5}
@@ -41,22 +43,25 @@ def eigen(matrix: Tensor) -> Eigen:
     return Eigen(values.clamp_(min=0), vectors, vectors)
 
 
-def eigen_of_rows(rows: Tensor, gram: Tensor | None = None) -> Eigen:
+def eigen_of_rows(rows: Tensor) -> Eigen:
     """The eigenpairs of N^T N that are not zero, for ``rows`` = N (k, r); costs an eigenproblem of size k.
 
-    With ``gram`` (r, r) the rows are coordinates in a basis with that Gram matrix. The vectors are N^T Z
-    b^(-1/2) for N G N^T = Z diag(b) Z^T, so a direction is only as orthonormal as eps / (b / max b) allows:
-    those below the flat tolerance are left out.
+    The vectors are N^T Z b^(-1/2) for N N^T = Z diag(b) Z^T, so a direction is only as orthonormal as
+    eps / (b / max b) allows: those below the flat tolerance are left out.
     """
-    product = rows @ rows.mT if gram is None else rows @ gram @ rows.mT
-    values, mixing = torch.linalg.eigh(product)
-    del product
+    values, mixing = curved(gram(rows))
+    vectors = rows.mT @ mixing.div_(values.sqrt())
+    return Eigen(values, vectors, vectors)
+
+
+def curved(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The eigenvalues (k,) and eigenvectors (d, k) of a symmetric matrix (d, d) that exceed the flat tolerance."""
+    values, vectors = torch.linalg.eigh(matrix)
     if values.numel():
         # Ascending order: what is left out comes first.
         flat = int((values <= FLAT[values.dtype] * values[-1].clamp(min=0)).sum())
-        values, mixing = values[flat:], mixing[:, flat:]
-    vectors = rows.mT @ mixing.div_(values.sqrt())
-    return Eigen(values, vectors, vectors if gram is None else gram @ vectors)
+        values, vectors = values[flat:], vectors[:, flat:]
+    return values, vectors
 
 
 def solve(left: Eigen | None, right: Eigen | None, rhs: Tensor, tolerance: float | None = None) -> Tensor:

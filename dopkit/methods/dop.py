@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dopkit.linalg import spectra
+from dopkit.linalg.products import gram
 from dopkit.methods import dop_adam, dop_exact
 from dopkit.methods.dop_terms import Losses, Solved, sides_of
 from dopkit.methods.finite import refuse_not_finite
@@ -83,7 +84,7 @@ def _nothing_to_solve(state: BaseAndMerged, alpha: float, parameters: DopParamet
         tau = tau.mT
     rank = 0
     if bool(tau.any()):
-        rank = spectra.leading_directions(tau @ tau.mT, parameters.svd_epsilon, parameters.rank_rule).rank
+        rank = spectra.leading_directions(gram(tau), parameters.svd_epsilon, parameters.rank_rule).rank
     return Solved(Losses(0.0, 0.0), Losses(0.0, 0.0), (rank, rank), alpha)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dopkit.linalg import spectra, sylvester
+from dopkit.linalg.products import gram
 from dopkit.linalg.spectra import Leading
 from dopkit.methods.dop_terms import Sides
 
@@ -81,9 +82,9 @@ class TaskSums:
         if tau.shape[0] > tau.shape[1]:  # the spectrum is found on the smaller side
             return self._turned().add(tau.mT, weight, epsilon, rule)
         self.total += tau
-        gram = tau @ tau.mT
-        leading = spectra.leading_directions(gram, epsilon, rule)
-        self._add_leading(tau, gram, leading, weight)
+        product = gram(tau)
+        leading = spectra.leading_directions(product, epsilon, rule)
+        self._add_leading(tau, product, leading, weight)
         return leading.rank
 
     def add_whole(self, tau: Tensor, weight: float) -> None:
@@ -91,25 +92,20 @@ class TaskSums:
         if tau.shape[0] > tau.shape[1]:
             return self._turned().add_whole(tau.mT, weight)
         self.total += tau
-        gram = tau @ tau.mT
-        self._add_leading(tau, gram, Leading(None, tau.new_zeros(0)), weight)
+        self._add_leading(tau, gram(tau), Leading(tau.shape[0]), weight)
 
-    def _add_leading(self, tau: Tensor, gram: Tensor, leading: Leading, weight: float) -> None:
-        """With the rows N = U^T tau: B_t = N^T N, and A_t tau = tau B_t = U S^2 N."""
-        rows = leading.project(tau)
+    def _add_leading(self, tau: Tensor, product: Tensor, leading: Leading, weight: float) -> None:
+        """With the rows N that are kept: B_t = N^T N, and A_t tau = tau B_t."""
         sides = (self.left is not None) + (self.right is not None)
-        if leading.vectors is None:
-            self.rhs.addmm_(gram, tau, alpha=sides * weight)
-            fourth = gram.square().sum()  # the sum of s^4
-        else:
-            self.rhs.addmm_(leading.vectors * leading.values.square(), rows, alpha=sides * weight)
-            fourth = leading.values.pow(4).sum()
-        self.constant += sides * weight * fourth
-        if self.right is not None:
-            self.right.addmm_(rows.mT, rows, alpha=weight)
-        del rows
+        energy = leading.energy(product)
+        self.rhs.addmm_(energy, tau, alpha=sides * weight)
+        self.constant += sides * weight * energy.square().sum()  # the sum of s^4
         if self.left is not None:
-            self.left.add_(leading.energy(gram), alpha=weight)
+            self.left.add_(energy, alpha=weight)
+        del energy, product
+        if self.right is not None:
+            rows = leading.reduced(tau)
+            self.right.addmm_(rows.mT, rows, alpha=weight)
 
     def fit(self, count: int, ridge: float = 0.0) -> Fitted:
         """The minimum of J over the ``count`` tasks added. Leaves the sums as they are.

@@ -32,20 +32,24 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """``fusionbench`` is the interpreter of its environment, None to leave it out; ``steps`` are Adam's."""
+    """``fusionbench`` is the interpreter of its environment, None to leave it out; ``steps`` are Adam's.
+
+    ``device`` is what both compute on, as `cuda` or `cuda:1`; None leaves it to dopkit, and FusionBench on the CPU.
+    """
 
     folder: Path
     fusionbench: str | None
     rounds: int = 1
     steps: int = STEPS
     every: bool = False
+    device: str | None = None
 
 
 def compare(model: str, setting: Setting, say: Callable[[str], None] = print) -> Result:
     """The line of the table."""
     place = models.make(setting.folder / "models", model)
     kinds = matrices(place)
-    result: Result = {"method": "dop", "model": model, "steps": setting.steps}
+    result: Result = {"method": "dop", "model": model, "steps": setting.steps, "device": setting.device}
     result["matrices"] = {_words(shape): len(names) for shape, names in kinds.items()}
     runs: dict[str, list[Result]] = {solver: [] for solver in SOLVERS}
     theirs: Result | None = None
@@ -105,6 +109,7 @@ def _dopkit(place: Path, solver: str, setting: Setting) -> Result:
     out = _out(setting, solver)
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "dopkit", "run", "--quiet", str(written), "-o", str(out)]
+    command += ["--device", setting.device] if setting.device else []
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return measure.run(command, setting.folder / "dopkit.log", environment).to_data()
 
@@ -115,7 +120,7 @@ def _fusionbench(place: Path, kinds: dict[tuple[int, ...], list[str]], setting: 
     given, out = setting.folder / "matrices.safetensors", setting.folder / "fusionbench.safetensors"
     _gather(place, [name for names in chosen.values() for name in names], given)
     script = str(Path(__file__).with_name("fusionbench_step.py"))
-    command = [setting.fusionbench, script, str(given), str(out), str(setting.steps)]
+    command = [setting.fusionbench, script, str(given), str(out), str(setting.steps), setting.device or "cpu"]
     measured = measure.run(command, setting.folder / "fusionbench.log")
     each = json.loads(Path(f"{out}.json").read_text())
     whole = dict.fromkeys(("wall_seconds", "cpu_seconds"), 0.0)

@@ -1,9 +1,10 @@
 """One continual step of FusionBench's DOP on the matrices of a file, by its own code and with its own settings.
 
-    python fusionbench_step.py MATRICES OUTPUT STEPS
+    python fusionbench_step.py MATRICES OUTPUT STEPS [DEVICE]
 
 Runs in FusionBench's environment and imports nothing of this project. MATRICES is a safetensors file with
 ``NAME.base``, ``NAME.merged`` and ``NAME.incoming``; OUTPUT gets the merged matrices, OUTPUT.json the seconds of each.
+DEVICE is one as `cuda` or `cuda:1`, `cpu` when it is not given; the matrices are on the host before and after.
 """
 
 import json
@@ -25,9 +26,10 @@ SETTINGS = {
 
 
 def main() -> None:
-    matrices, output, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    algorithm = ContinualDOPForCLIP(num_steps=steps, **SETTINGS)
-    algorithm.fabric = lightning.Fabric(accelerator="cpu", devices=1)
+    matrices, output, steps, *rest = sys.argv[1:]
+    accelerator, _, index = (rest[0] if rest else "cpu").partition(":")
+    algorithm = ContinualDOPForCLIP(num_steps=int(steps), **SETTINGS)
+    algorithm.fabric = lightning.Fabric(accelerator=accelerator, devices=[int(index)] if index else 1)
     tensors = load_file(matrices)
     names = sorted(key.removesuffix(".base") for key in tensors if key.endswith(".base"))
     merged, seconds = {}, {}

@@ -51,6 +51,7 @@ def parsed(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="measure lines again that are in the results")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the elementwise lines (default: 3)")
     parser.add_argument("--every-matrix", action="store_true", help="FusionBench merges every matrix: hours")
+    parser.add_argument("--device", metavar="NAME", help="what DOP and FusionBench compute on: cpu, cuda")
     parser.add_argument("--folder", type=Path, default=Path("benchmark-suite"), help="(default: ./benchmark-suite)")
     parser.add_argument("--mergekit", metavar="PYTHON", help=f"an interpreter that has it, or `{NONE}`")
     parser.add_argument("--fusionbench", metavar="PYTHON", help=f"an interpreter that has it, or `{NONE}`")
@@ -83,7 +84,8 @@ def _measure(method: str, model: str, cold: bool, folder: Path, arguments: argpa
     if method == "dop":
         peer = _peer("fusionbench", folder, arguments)
         steps = 5 if arguments.quick else dop.STEPS
-        return dop.compare(model, dop.Setting(folder, peer, steps=steps, every=arguments.every_matrix), say)
+        setting = dop.Setting(folder, peer, steps=steps, every=arguments.every_matrix, device=arguments.device)
+        return dop.compare(model, setting, say)
     peer = _peer("mergekit", folder, arguments)
     return elementwise.compare(method, model, elementwise.Setting(folder, arguments.rounds, peer, cold), say)
 

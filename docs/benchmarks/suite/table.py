@@ -68,7 +68,7 @@ def _elementwise(found: list[Mapping[str, Any]]) -> list[str]:
 def _dop(line: Mapping[str, Any]) -> list[str]:
     number = ", ".join(f"{count} of {shape}" for shape, count in line["matrices"].items())
     lines = [
-        f"Matrices: {number}. Adam takes {line['steps']} steps.",
+        f"Matrices: {number}. Adam takes {line['steps']} steps. Computed on: {line.get('device') or 'the default'}.",
         "",
         "| program | wall | CPU | peak memory | faster by |",
     ]
