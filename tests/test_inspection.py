@@ -74,7 +74,7 @@ def test_too_little_memory_is_told_beforehand(
 ) -> None:
     recipe = make_recipe(llama, ["e0", "e1"])
     with pytest.raises(
-        PlanError, match=r"--no-ranks.* by the program itself\), 1 MB there\n    `--max-memory \d+MB` would do"
+        PlanError, match=r"--no-ranks.* by the program itself\), 1 MB there\n    `--max-memory [\d.]+[MG]B` would do"
     ):
         inspect(recipe, dopkit.Options(max_memory=1_000_000))
     monkeypatch.setattr(relating, "OVERHEAD_BYTES", 0)

@@ -22,6 +22,7 @@ from dopkit.engine.inputs import Inputs
 from dopkit.engine.outputs import Outputs, Sink
 from dopkit.engine.pieces import Piece, Result, Tally, reads
 from dopkit.engine.pipes import ReadAhead, WriteBehind
+from dopkit.linalg.precision import full_float32
 from dopkit.planning import Plan, TensorJob
 from dopkit.progress import Progress
 from dopkit.writer import TensorWriter
@@ -59,6 +60,7 @@ class Engine:
         self._cores = torch.get_num_threads() if on_cpu else None
         self._hands = hands or self._cores or 1
 
+    @full_float32()
     def run(self, jobs: Sequence[TensorJob]) -> None:
         """Fold these tensors. Raises MergeError, OutputError, CheckpointError; what is done stays journaled."""
         self._progress.begin(len(jobs), sum(job.nbytes for job in jobs), sum(job.effort for job in jobs))

@@ -16,6 +16,7 @@ from dopkit.engine import cutting, scaling
 from dopkit.engine.blame import check_finite, explained
 from dopkit.engine.companions import check
 from dopkit.engine.inputs import Inputs
+from dopkit.engine.moving import Mover
 from dopkit.engine.scaling import scaled, squares
 from dopkit.errors import MergeError
 from dopkit.methods.fold import Context, Fold, Joint, Surveying
@@ -37,7 +38,7 @@ class Parts:
         self, inputs: Inputs, job: TensorJob, device: torch.device, following: Callable[[], torch.Tensor]
     ) -> None:
         self._inputs, self._job, self._device, self._following = inputs, job, device, following
-        self._plan = inputs.plan
+        self._plan, self._move = inputs.plan, Mover(device)
         self._working = torch_dtype(job.working_dtype)  # float32 throughout, whatever the inputs
         self._joint = job.rule.load_joint() if job.rule.joint else None
         self._fold = job.rule.load() if job.rule.fold and self._joint is None else None
@@ -248,7 +249,7 @@ class Parts:
         return model
 
     def _up(self, raw: torch.Tensor) -> torch.Tensor:
-        return self._slice(raw.to(device=self._device, dtype=self._working))
+        return self._slice(self._move(raw, self._working))
 
     def _slice(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor[0] if self._job.slices else tensor

@@ -1,9 +1,11 @@
 """Which copies are made on the way to a device. Run: python -m pytest tests/engine/test_moving.py"""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
-from dopkit.engine.moving import moved, own_stream
+from dopkit.engine.moving import Mover
 
 
 class Recorded:
@@ -20,43 +22,67 @@ class Recorded:
         self.calls.append((*given, *sorted(named.items())))
         return self
 
+    def record_stream(self, stream):
+        self.calls.append(("used on", stream))
 
-def test_a_tensor_that_is_there_already_is_itself():
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What is asked of torch, with GPUs that are not there."""
+    calls = []
+
+    class Stream:
+        def __init__(self, device):
+            self.device = device
+
+        def __repr__(self):
+            return f"copies on {self.device}"
+
+    class Current:
+        def wait_stream(self, other):
+            calls.append(("wait for", str(other)))
+
+    @contextmanager
+    def stream(given):
+        calls.append(("begin", str(given)))
+        yield
+        calls.append(("end", str(given)))
+
+    current = Current()
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+    return calls, current
+
+
+def test_a_tensor_on_the_cpu_is_cast_and_no_more():
     tensor = torch.ones(3)
-    assert moved(tensor, torch.device("cpu"), torch.float32) is tensor
-
-
-def test_a_cast_on_the_cpu():
-    found = moved(torch.ones(3, dtype=torch.bfloat16), torch.device("cpu"), torch.float32)
-    assert found.dtype == torch.float32
+    move = Mover(torch.device("cpu"))
+    assert move(tensor, torch.float32) is tensor
+    assert move(tensor.bfloat16(), torch.float32).dtype == torch.float32
 
 
 def test_another_device_gets_what_it_asks_for():
-    assert moved(torch.ones(3), torch.device("meta"), torch.float64).device.type == "meta"
+    assert Mover(torch.device("meta"))(torch.ones(3), torch.float64).device.type == "meta"
 
 
-def test_to_a_gpu_out_of_pinned_memory_and_cast_there():
-    calls = []
+def test_to_a_gpu_in_its_own_dtype_on_a_stream_of_copies_that_the_work_waits_for(calls):
+    made, current = calls
     gpu = torch.device("cuda", 1)
-    moved(Recorded("cpu", calls), gpu, torch.float32)
-    assert calls == ["pin", (gpu, ("non_blocking", True)), (torch.float32,)]
+    Mover(gpu)(Recorded("cpu", made), torch.float32)
+    assert made == [
+        "pin",
+        ("begin", "copies on cuda:1"),
+        (gpu, ("non_blocking", True)),
+        ("end", "copies on cuda:1"),
+        ("wait for", "copies on cuda:1"),
+        ("used on", current),
+        (torch.float32,),
+    ]
 
 
-def test_between_gpus_nothing_is_pinned():
-    calls = []
+def test_between_gpus_nothing_is_pinned(calls):
+    made, _ = calls
     gpu = torch.device("cuda", 1)
-    moved(Recorded("cuda:0", calls), gpu, torch.float32)
-    assert calls == [(("device", gpu), ("dtype", torch.float32))]
-
-
-@pytest.mark.parametrize("device", ["cpu", "mps", "meta"])
-def test_no_streams_without_a_gpu(device):
-    with own_stream(torch.device(device)) as stream:
-        assert stream is None
-
-
-def test_a_stream_of_its_own_on_a_gpu(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: ("stream", device))
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: ("context", stream))
-    gpu = torch.device("cuda", 0)
-    assert own_stream(gpu) == ("context", ("stream", gpu))
+    Mover(gpu)(Recorded("cuda:0", made), torch.float32)
+    assert made == [(("device", gpu), ("dtype", torch.float32))]

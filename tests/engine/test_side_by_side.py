@@ -34,7 +34,7 @@ CASES = {
 def merged_by(
     monkeypatch: pytest.MonkeyPatch, hands: int, recipe: dopkit.Recipe, out: Path, progress: Progress | None = None
 ) -> dopkit.Result:
-    monkeypatch.setattr("dopkit.merging.Engine", partial(Engine, hands=hands))
+    monkeypatch.setattr("dopkit.helping.Engine", partial(Engine, hands=hands))
     return dopkit.run(recipe, out, progress=progress)
 
 
