@@ -11,6 +11,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from dopkit.writer.behind import WriteBehind
 from dopkit.writer.journal import Journal
 from dopkit.writer.tensors import OpenFile, TensorWriter
 
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
+_THREADS = 8  # shards that are read back at the same time, at most: one each, as hashes are
 _HASH_BYTES = 8_000_000  # written and not yet hashed
 
 
@@ -64,14 +66,14 @@ class ShardWriter(TensorWriter):
         gone = elsewhere or {}
         self._on_shard = on_shard
         self._finished = {file: gone[file.shard.file] for file in self._files if file.shard.file in gone}
-        self.done |= {
-            tensor.name
-            for file in self._files
-            for tensor in file.shard.tensors
-            if file in self._finished or self._still_good(file, tensor)
-        }
+        self.done = self.done.union(*_side_by_side(self._good, self._files))
         self._missing = {file: {tensor.name for tensor in file.shard.tensors} - self.done for file in self._files}
         self._finish_complete()
+
+    def _good(self, file: _OpenShard) -> set[str]:
+        """The tensors of a shard that an earlier run completed."""
+        tensors = file.shard.tensors
+        return {tensor.name for tensor in tensors if file in self._finished or self._still_good(file, tensor)}
 
     def _still_good(self, file: _OpenShard, tensor: Placed) -> bool:
         entry = self._journal.entries.get(self.key(tensor.name))
@@ -96,21 +98,25 @@ class ShardWriter(TensorWriter):
 
         Raises OutputError when it is not there.
         """
-        for file in self._files:
-            if file in self._finished:
-                continue
-            file.close()  # a network's file system shows what others wrote to those who open anew
-            for tensor in file.shard.tensors:  # those of this process as well: the hash goes on with them
-                if tensor.name not in self.done and self.key(tensor.name) not in keys:
-                    continue
-                if not self._still_good(file, tensor):
-                    raise OutputError(
-                        f"{file.path} does not hold what another process wrote there",
-                        [Problem(tensor.name, "its bytes are not those that were written", _NOT_SHARED)],
-                    )
-                self.done.add(tensor.name)
-                self._missing[file].discard(tensor.name)
+        waiting = [file for file in self._files if file not in self._finished]
+        for file, names in zip(waiting, _side_by_side(partial(self._taken_over, keys), waiting), strict=True):
+            self.done |= names
+            self._missing[file] -= names
         self._finish_complete()
+
+    def _taken_over(self, keys: Collection[str], file: _OpenShard) -> set[str]:
+        file.close()  # a network's file system shows what others wrote to those who open anew
+        names = set()
+        for tensor in file.shard.tensors:  # those of this process as well: the hash goes on with them
+            if tensor.name not in self.done and self.key(tensor.name) not in keys:
+                continue
+            if not self._still_good(file, tensor):
+                raise OutputError(
+                    f"{file.path} does not hold what another process wrote there",
+                    [Problem(tensor.name, "its bytes are not those that were written", _NOT_SHARED)],
+                )
+            names.add(tensor.name)
+        return names
 
     def close(self) -> None:
         self._hashing.close()
@@ -196,6 +202,12 @@ class _OpenShard(OpenFile):
             assert chunk, f"{self.path} is shorter than it was made"
             yield chunk
             start += len(chunk)
+
+
+def _side_by_side(call: Callable[[_OpenShard], set[str]], files: Sequence[_OpenShard]) -> list[set[str]]:
+    """What a call gives for each shard; raises what the first of them in this order raised."""
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1), "dopkit-check") as threads:
+        return list(threads.map(call, files))
 
 
 def _allocate(handle: int, size: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +72,7 @@ def compare(model: str, setting: Setting, say: Callable[[str], None] = print) ->
         }
         result["objective"] = objectives(place, setting)
     for solver in SOLVERS:
-        shutil.rmtree(_out(setting, solver), ignore_errors=True)
+        measure.clear(_out(setting, solver))
     return result
 
 
@@ -107,7 +106,7 @@ def _dopkit(place: Path, solver: str, setting: Setting) -> Result:
     written = place / f"dop-{solver}.yaml"
     written.write_text(json.dumps(recipe))
     out = _out(setting, solver)
-    shutil.rmtree(out, ignore_errors=True)
+    measure.clear(out)
     command = [sys.executable, "-m", "dopkit", "run", "--quiet", str(written), "-o", str(out)]
     command += ["--device", setting.device] if setting.device else []
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -68,7 +67,7 @@ def compare(method: str, model: str, setting: Setting, say: Callable[[str], None
     if setting.mergekit:
         result["agreement"] = agreement(_out(setting, DOPKIT, place), _out(setting, MERGEKIT, place))
     for program in programs:
-        _remove(_out(setting, program, place))
+        measure.clear(_out(setting, program, place))
     return result
 
 
@@ -121,7 +120,7 @@ def _medians(runs: Mapping[str, list[Result]]) -> dict[str, Result]:
 
 def _run(program: str, method: str, place: Path, setting: Setting) -> Result:
     out = _out(setting, program, place)
-    _remove(out)
+    measure.clear(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     if setting.cold:
         os.sync()
@@ -152,9 +151,3 @@ def _command(program: str, method: str, place: Path, out: Path, setting: Setting
 
 def _out(setting: Setting, program: str, place: Path) -> Path:
     return setting.folder / "out" / f"{program}-{place.name}"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)

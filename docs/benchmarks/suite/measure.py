@@ -12,6 +12,7 @@ program asked for, from the page cache as well. Reads through a memory map are i
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,14 @@ def _io(pid: int) -> dict[str, int]:
         if key in _IO:
             found[_IO[key]] = int(value)
     return found
+
+
+def clear(out: Path) -> None:
+    """Remove a result, and what a run that was stopped has left of one: dopkit would go on with it."""
+    for path in (out, out.with_name(out.name + ".partial")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
 
 
 def median(values: Sequence[float]) -> float:
