@@ -150,6 +150,7 @@ def _room(output: OutputFolder, options: Options, devices: Devices) -> Room:
         program=resident_bytes(),
         device=devices.own_bytes,
         device_float64=devices.has_float64,
+        parks=options.cluster is None,  # its workers may have no disk of ours
     )
 
 

@@ -37,7 +37,8 @@ def work(recipe, out, most, hard):
         resource.setrlimit(resource.RLIMIT_DATA, (room, room))
     dopkit.run(loaded, out, options)
     peak = peak_resident_bytes()
-    return {"needs": plan.memory_bytes, "program": plan.program_bytes, "peak": peak, "work": plan.work_bytes}
+    parked = sum(job.parked for job in plan.jobs)
+    return {"needs": plan.memory_bytes, "program": plan.program_bytes, "peak": peak, "parked": parked}
 
 for line in sys.stdin:
     dopkit.plan(dopkit.load_recipe(json.loads(line)["recipe"]), "nowhere")

@@ -57,6 +57,13 @@ def limited() -> Iterator[Child]:
         yield process
 
 
+class Stopping(dopkit.Progress):
+    """The user has had enough after one tensor."""
+
+    def tensor_done(self, name: str) -> None:
+        raise KeyboardInterrupt
+
+
 def least(error: str) -> str:
     """What a refusal says would do."""
     found = re.search(r"`--max-memory (\S+)` would do", error)
@@ -75,6 +82,7 @@ def test_the_least_that_the_plan_names_will_do_and_less_will_not(
     done = limited.merge(recipe, tmp_path / "out", enough, hard=0)
     assert "error" not in done, done
     assert done["needs"] < free["needs"]
+    assert (free["parked"], done["parked"]) == (0, 2 if name == "exact" else 0)
     assert done["peak"] <= done["needs"] <= parse_size(enough)
     made = [tmp_path / out / "model.safetensors" for out in ("out", "free")]
     assert made[0].read_bytes() == made[1].read_bytes()
@@ -103,8 +111,10 @@ def test_the_kernel_does_refuse(models: Path, limited: Child, tmp_path: Path) ->
     assert "error" in limited.merge(models / "exact.yaml", tmp_path / "out", hard=all_but_a_little)
 
 
-def test_a_control_group_of_that_size(models: Path, limited: Child, tmp_path: Path) -> None:
-    error = limited.merge(models / "exact.yaml", tmp_path / "out", "1MB")["error"]
+def test_a_control_group_of_that_size(models: Path, tmp_path: Path) -> None:
+    with control_group(8_000_000_000) as group:  # a process of its own tells what such a one needs
+        refused = run_in(group, "run", str(models / "exact.yaml"), "-o", str(tmp_path / "out"), "--max-memory", "1MB")
+    error = refused.stderr
     enough, program = least(error), re.search(r"\((\S+) MB of it by the program itself\)", error)
     with control_group(parse_size(enough)) as group:
         done = run_in(group, "run", str(models / "exact.yaml"), "-o", str(tmp_path / "out"), "--max-memory", enough)
@@ -129,11 +139,6 @@ def test_another_budget_continues_the_same_merge(models: Path) -> None:
 
 def test_a_merge_is_continued_with_another_limit(models: Path, tmp_path: Path) -> None:
     """Its blocks are then others than those of what is there already."""
-
-    class Stopping(dopkit.Progress):
-        def tensor_done(self, name: str) -> None:
-            raise KeyboardInterrupt
-
     recipe = dopkit.load_recipe(models / "average.yaml")
     small = dopkit.Options(max_memory=resident_bytes() + 95_000_000)
     with pytest.raises(KeyboardInterrupt):
@@ -143,6 +148,25 @@ def test_a_merge_is_continued_with_another_limit(models: Path, tmp_path: Path) -
     dopkit.run(recipe, tmp_path / "whole")
     made = [tmp_path / out / "model.safetensors" for out in ("out", "whole")]
     assert made[0].read_bytes() == made[1].read_bytes()
+
+
+def test_a_merge_is_continued_with_matrices_on_the_disk(models: Path, tmp_path: Path) -> None:
+    recipe = dopkit.load_recipe(models / "exact.yaml")
+    with pytest.raises(KeyboardInterrupt):
+        dopkit.run(recipe, tmp_path / "out", progress=Stopping())
+    with pytest.raises(PlanError) as error:
+        dopkit.plan(recipe, options=dopkit.Options(max_memory=1_000_000))
+    small = dopkit.Options(max_memory=parse_size(least(str(error.value))) + 15_000_000)
+    plan = dopkit.plan(recipe, tmp_path / "out", small)
+    assert sum(job.parked for job in plan.jobs) == 2
+    result = dopkit.run(recipe, tmp_path / "out", small)
+    assert result.receipt["run"]["resumed"]
+    dopkit.run(recipe, tmp_path / "whole")
+    made = [tmp_path / out / "model.safetensors" for out in ("out", "whole")]
+    assert made[0].read_bytes() == made[1].read_bytes()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_what_is_added_up_block_by_block_keeps_its_blocks(models: Path) -> None:

@@ -58,7 +58,7 @@ def show(made: Any, as_json: bool, verbose: bool, processes: int = 1) -> None:
 
 def _memory(made: Any) -> str:
     """What the process comes to with the largest tensor in hand, and for how many of them there is room."""
-    largest = max((job.working_bytes for job in made.jobs), default=0)
+    largest = max((job.held_bytes for job in made.jobs), default=0)
     at_once = max(1, made.work_bytes // max(1, largest))
     several = f", room for {at_once} such tensors at once" if 1 < at_once < 100 else ""
     whole, program = show_size(made.memory_bytes), show_size(made.program_bytes)
@@ -80,9 +80,9 @@ def _disk(made: Any) -> str:
     """What is written: the model, and what stands beside it."""
     model = f"{show_size(made.output_bytes)} of disk in {count(len(made.shards), 'file')}"
     steps, state = made.output_bytes * (len(made.written_steps) - 1), sum(shard.size for shard in made.state_shards)
-    unscaled = sum(shard.size for shard in made.unscaled_shards) * len(made.written_steps)
+    meanwhile = sum(shard.size for shard in made.unscaled_shards) * len(made.written_steps) + made.scratch_bytes
     stages = sum(stage.plan.output_bytes for stage in made.stages.values()) if made.keeps_stages else 0
-    parts = {"for the stages": stages, "for earlier steps": steps, "for the state": state, "while it merges": unscaled}
+    parts = {"for the stages": stages, "for earlier steps": steps, "for the state": state, "while it merges": meanwhile}
     return ", ".join([model, *(f"{show_size(nbytes)} {what}" for what, nbytes in parts.items() if nbytes)])
 
 

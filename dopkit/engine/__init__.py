@@ -8,7 +8,9 @@ order of the plan. Of other processes that do other jobs of the plan it knows no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from dopkit.engine.companions import Companions
 from dopkit.engine.crew import Crew
 from dopkit.engine.inputs import Inputs
 from dopkit.engine.outputs import Outputs, Sink
+from dopkit.engine.parking import freed_at_once
 from dopkit.engine.pieces import Piece, Result, Tally, reads
 from dopkit.engine.pipes import ReadAhead, WriteBehind
 from dopkit.linalg.precision import full_float32
@@ -36,6 +39,7 @@ class Engine:
 
     ``state`` holds the state of the folds that the merge goes on from, if the plan reads it. ``hands`` are the parts of
     tensors that are merged at the same time, by default as many as torch has threads; it has no part in the result.
+    ``scratch`` is a folder for what parked jobs do not need at the moment.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Engine:
         state: Checkpoint | None = None,
         companions: Companions | None = None,
         hands: int | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self._plan = plan
         self._inputs = Inputs(plan, donor, models, state, companions)
@@ -59,6 +64,7 @@ class Engine:
         on_cpu = devices.main.type == "cpu"
         self._cores = torch.get_num_threads() if on_cpu else None
         self._hands = hands or self._cores or 1
+        self._scratch = scratch
 
     @full_float32()
     def run(self, jobs: Sequence[TensorJob]) -> None:
@@ -67,9 +73,11 @@ class Engine:
         announce(self._reads(jobs), self._plan.stream_bytes)
         self._ahead = ReadAhead(requests(self._reads(jobs)), self._plan.buffers.ahead, self._cores)
         behind = WriteBehind(self._plan.buffers.behind)
+        parks = any(job.parked for job in jobs)
         self._crew = Crew[Result, Piece](self._hands, self._budget(), self._cores)
         try:
-            self._write(self._crew.run(self._pieces(jobs)), behind)
+            with freed_at_once() if parks else nullcontext():
+                self._write(self._crew.run(self._pieces(jobs)), behind)
         except BaseException:
             self._crew.stop()
             # What was handed over is good and worth keeping; the error in hand is the one to tell.
@@ -91,7 +99,7 @@ class Engine:
     def _pieces(self, jobs: Iterable[TensorJob]) -> Iterator[Piece]:
         for job in jobs:
             for index, rows in enumerate(list(job.parts()) or [None]):
-                yield Piece(self._inputs, self._outputs, self._devices, job, index, rows, self._admit)
+                yield Piece(self._inputs, self._outputs, self._devices, job, index, rows, self._admit, self._scratch)
 
     def _reads(self, jobs: Iterable[TensorJob]) -> Iterator[Read]:
         """All that is read, in order."""

@@ -17,8 +17,10 @@ from dopkit.engine.blame import check_finite, explained
 from dopkit.engine.companions import check
 from dopkit.engine.inputs import Inputs
 from dopkit.engine.moving import Mover
+from dopkit.engine.parking import movable
 from dopkit.engine.scaling import scaled, squares
 from dopkit.errors import MergeError
+from dopkit.linalg.parking import KEPT, Park
 from dopkit.methods.fold import Context, Fold, Joint, Surveying
 from dopkit.planning import Input as PlannedInput
 from dopkit.planning import TensorJob
@@ -32,12 +34,22 @@ Come = tuple[torch.Tensor, Mapping[str, torch.Tensor]]  # a model's part as it w
 
 
 class Parts:
-    """Merges the parts of one job on ``device``. ``following`` gives what ``inputs`` lists, part after part."""
+    """Merges the parts of one job on ``device``. ``following`` gives what ``inputs`` lists, part after part.
+
+    With a ``park`` what the fold does not need at the moment is away.
+    """
 
     def __init__(
-        self, inputs: Inputs, job: TensorJob, device: torch.device, following: Callable[[], torch.Tensor]
+        self,
+        inputs: Inputs,
+        job: TensorJob,
+        device: torch.device,
+        following: Callable[[], torch.Tensor],
+        park: Park | None = None,
     ) -> None:
-        self._inputs, self._job, self._device, self._following = inputs, job, device, following
+        self._inputs, self._job, self._device = inputs, job, device
+        self._park = park or KEPT
+        self._following: Callable[[], torch.Tensor] = (lambda: movable(following())) if park else following
         self._plan, self._move = inputs.plan, Mover(device)
         self._working = torch_dtype(job.working_dtype)  # float32 throughout, whatever the inputs
         self._joint = job.rule.load_joint() if job.rule.joint else None
@@ -115,6 +127,7 @@ class Parts:
                 tensor=job.canonical,
                 model=self._inputs.names[before + one.model],
                 offset=self._offset(rows),
+                park=self._park,
             )
 
     def _at_once(self, joint: Joint, index: int, rows: Rows, wanted: Sequence[int]) -> Iterator[Merged]:

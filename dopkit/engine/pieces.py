@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from dopkit.engine.blame import check_finite
 from dopkit.engine.crew import Hand
 from dopkit.engine.inputs import Inputs, device_of
 from dopkit.engine.outputs import Outputs
+from dopkit.engine.parking import ScratchPark
 from dopkit.engine.parts import Parts
 from dopkit.engine.scaling import squares
 from dopkit.measure import peak_resident_bytes
@@ -55,13 +57,15 @@ class Piece:
         index: int,
         rows: Rows | None,
         admit: Callable[[Piece], Callable[[], torch.Tensor]],
+        scratch: Path | None = None,
     ) -> None:
         self.job, self.rows, self._index = job, rows, index
         self._inputs, self._outputs, self._admit = inputs, outputs, admit
         self.device = device_of(job, devices)
         self.reads = () if rows is None else tuple(reads(inputs, job, rows))
         self.raw_bytes = sum(map(read_bytes, self.reads))
-        self.nbytes = job.working_bytes + self.raw_bytes
+        self.nbytes = job.held_bytes + self.raw_bytes
+        self._scratch = scratch if job.parked else None
         self.alone = job.rule.cut is Cut.MATRICES and min(job.part_shape[-2:], default=0) >= ALONE_SIDE
         self.first, self.last = index == 0, rows is None or rows[1] == job.rows
         self.share = 1.0 if rows is None else (rows[1] - rows[0]) / job.rows
@@ -80,10 +84,15 @@ class Piece:
         if self.rows is None:
             return
         started = time.monotonic()
-        parts = Parts(self._inputs, self.job, self.device, lambda: hand.shielded(self._following))
+        park = ScratchPark(self._scratch) if self._scratch else None
+        parts = Parts(self._inputs, self.job, self.device, lambda: hand.shielded(self._following), park)
         parts.measures = self.waits
-        for result in self._results(parts, self.rows):
-            hand.give(result.tensor.nbytes, result)
+        try:
+            for result in self._results(parts, self.rows):
+                hand.give(result.tensor.nbytes, result)
+        finally:
+            if park:
+                park.forget()
         self.steps, self.tasks = parts.steps, parts.tasks
         self.seconds = time.monotonic() - started
 

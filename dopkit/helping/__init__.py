@@ -75,9 +75,10 @@ def engine_of(
     kept: Checkpoint | None = None,
 ) -> Engine:
     """What does the jobs of the first pass; ``kept`` is the state that the merge goes on from."""
-    sources = prepared.sources
+    sources, folder = prepared.sources, prepared.output.partial
     companions = Companions(sources.companions, sizes)
-    return Engine(prepared.plan, sources.donor, sources.models, outputs, prepared.devices, progress, kept, companions)
+    donor, models, devices = sources.donor, sources.models, prepared.devices
+    return Engine(prepared.plan, donor, models, outputs, devices, progress, kept, companions, scratch=folder)
 
 
 def scaling_by(outputs: Outputs[TensorWriter], sources: Sources, folder: Path, progress: Progress, norms: Norms) -> Run:

@@ -66,6 +66,11 @@ class Leading:
     values: Tensor | None = None  # (rank,), descending: the singular values along U; there when U is
     left_out: Tensor | None = None  # (m, d), orthonormal columns
 
+    @property
+    def vectors(self) -> tuple[Tensor | None, Tensor | None]:
+        """What of it is large."""
+        return self.kept, self.left_out
+
     def energy(self, gram: Tensor) -> Tensor:
         """U S^2 U^T, (m, m), from ``gram`` = M M^T; that very tensor when nothing is left out."""
         if self.kept is not None:

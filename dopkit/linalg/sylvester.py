@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dopkit.linalg.parking import KEPT, Park
 from dopkit.linalg.products import gram
 
 # Below this share of the largest a_j + b_k a direction is flat. It must exceed the rounding errors of R,
@@ -43,13 +44,17 @@ def eigen(matrix: Tensor) -> Eigen:
     return Eigen(values.clamp_(min=0), vectors, vectors)
 
 
-def eigen_of_rows(rows: Tensor) -> Eigen:
+def eigen_of_rows(rows: Tensor, park: Park = KEPT) -> Eigen:
     """The eigenpairs of N^T N that are not zero, for ``rows`` = N (k, r); costs an eigenproblem of size k.
 
     The vectors are N^T Z b^(-1/2) for N N^T = Z diag(b) Z^T, so a direction is only as orthonormal as
     eps / (b / max b) allows: those below the flat tolerance are left out.
     """
-    values, mixing = curved(gram(rows))
+    product = gram(rows)
+    park.away(rows)
+    values, mixing = curved(product)
+    del product
+    park.here(rows)
     vectors = rows.mT @ mixing.div_(values.sqrt())
     return Eigen(values, vectors, vectors)
 
@@ -64,34 +69,49 @@ def curved(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values, vectors
 
 
-def solve(left: Eigen | None, right: Eigen | None, rhs: Tensor, tolerance: float | None = None) -> Tensor:
+def solve(
+    left: Eigen | None, right: Eigen | None, rhs: Tensor, tolerance: float | None = None, park: Park = KEPT
+) -> Tensor:
     """X (m, r) of A X + X B = R with A = ``left`` (all its eigenpairs), B = ``right`` and R = ``rhs`` (m, r).
 
     None stands for a zero matrix (a one-sided equation). Directions with a_j + b_k <= tolerance * max(a + b)
     are zero in X: of all least-squares solutions that is the shortest. ``tolerance`` defaults to ``FLAT`` of
-    the dtype.
+    the dtype. Of what is given, all but ``left`` may be away, and is away afterwards.
     """
     if left is not None and not left.complete:
         raise ValueError("the left matrix needs all its eigenpairs")
     largest = sum(float(side.values.max()) for side in (left, right) if side is not None and side.values.numel())
     cutoff = (FLAT[rhs.dtype] if tolerance is None else tolerance) * largest
     columns = rhs.new_zeros(1) if left is None else left.values
+    on_the_left, on_the_right = _vectors(left), _vectors(right)
+    park.away(*on_the_right)
+    park.here(rhs)
     turned = rhs.clone() if left is None else left.vectors.mT @ rhs
+    park.away(rhs, *on_the_left)
     if right is None:
         solution = _divide(turned, columns[:, None], cutoff)
     else:
+        park.here(*on_the_right)
         inside = turned @ right.dual  # (m, rank of B)
         outside = None
         if left is not None and not right.complete:  # where B is zero, A alone decides
             outside = torch.addmm(turned, inside, right.vectors.mT, alpha=-1)
             outside = _divide(outside, columns[:, None], cutoff)
         del turned  # each of these is as large as the solution
+        park.away(*on_the_right)
         inside = _divide(inside, columns[:, None] + right.values, cutoff)
+        park.here(*on_the_right)
         solution = inside @ right.vectors.mT
         del inside
         if outside is not None:
             solution += outside
+        park.away(*on_the_right)
+    park.here(*on_the_left)
     return solution if left is None else left.vectors @ solution
+
+
+def _vectors(side: Eigen | None) -> tuple[Tensor, ...]:
+    return () if side is None else (side.vectors, side.dual)
 
 
 def _divide(numerator: Tensor, denominator: Tensor, cutoff: float) -> Tensor:

@@ -37,10 +37,24 @@ def exact_bytes(shape: tuple[int, ...]) -> int:
     """Upper estimate for the closed form on an (m, n) matrix, m <= n: three models, and float64 factors.
 
     The constants were fitted to measured peaks; a fifth and 40 MB are for the allocator and the linear algebra library.
+    Matrices of less than 32 MB take more for their size: glibc keeps such blocks when they are freed.
     """
     m, n = sorted(shape[-2:])
-    factors = 8 * (3.5 * m * m + m * n + 4 * n * n) if n <= 2 * m else 8 * 7.5 * (2 * m) ** 2
+    squares = 6 if 8 * m * n < 32 << 20 else 4
+    factors = 8 * (3.5 * m * m + m * n + squares * n * n) if n <= 2 * m else 8 * 7.5 * (2 * m) ** 2
     return int(1.2 * (3 * FLOAT32 * m * n + factors)) + 40_000_000
+
+
+def least_exact_bytes(shape: tuple[int, ...]) -> int:
+    """The same with all on the disk that is not needed at the moment, fitted to measured peaks as well.
+
+    The larger eigenproblem takes its matrix, the vectors, and twice as much for LAPACK to work in; a very wide matrix
+    takes most for its models. The rest is blocks.
+    """
+    m, n = sorted(shape[-2:])
+    models = 3 * FLOAT32 * m * n
+    most = 8 * 4 * n * n if n <= 2 * m else max(8 * 4 * (2 * m) ** 2, models + 8 * 6 * m * m + 30_000_000)
+    return int(1.05 * most) + 20_000_000
 
 
 def adam_bytes(shape: tuple[int, ...]) -> int:

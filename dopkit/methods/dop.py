@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from dopkit.linalg import spectra
+from dopkit.linalg.parking import Park
 from dopkit.linalg.products import gram
 from dopkit.methods import dop_adam, dop_exact
 from dopkit.methods.dop_terms import Losses, Solved, sides_of
 from dopkit.methods.finite import refuse_not_finite
 from dopkit.methods.fold import BaseAndMerged, Context, TaskVectorFold
 from dopkit.methods.parameters import DopParameters
-from dopkit.roles import Role
 
 
 class Dop(TaskVectorFold):
@@ -55,36 +55,45 @@ class Dop(TaskVectorFold):
         refuse_not_finite(base=state.base, merged=state.merged, incoming=incoming)
         alpha = parameters.alpha_at(ctx.step)
         if torch.equal(state.merged, incoming):
-            solved = _nothing_to_solve(state, alpha, parameters)
+            solved = _nothing_to_solve(state, incoming, alpha, parameters, ctx.park)
         else:
-            solved = _solve(state, incoming, alpha, parameters, ctx.role)
+            solved = _solve(state, incoming, alpha, parameters, ctx)
         ctx.record(_record(ctx.step, alpha, solved))
         return state
 
 
-def _solve(state: BaseAndMerged, incoming: Tensor, alpha: float, parameters: DopParameters, role: Role) -> Solved:
+def _solve(state: BaseAndMerged, incoming: Tensor, alpha: float, parameters: DopParameters, ctx: Context) -> Solved:
     """Replace ``state.merged`` by the merge."""
-    sides = sides_of(parameters.svd_proj_space, role)
+    sides = sides_of(parameters.svd_proj_space, ctx.role)
     base, merged = state.base, state.merged
     tall = base.shape[0] > base.shape[1]
     if tall:  # the solvers want the smaller side first
         base, merged, incoming = base.mT, merged.mT, incoming.mT
         sides = sides.turned()
     if parameters.solver == "exact":
-        return dop_exact.minimise(base, merged, incoming, alpha, parameters.svd_epsilon, parameters.rank_rule, sides)
+        epsilon, rule = parameters.svd_epsilon, parameters.rank_rule
+        return dop_exact.minimise(base, merged, incoming, alpha, epsilon, rule, sides, ctx.park)
     result, solved = dop_adam.minimise(base, merged, incoming, alpha, parameters, sides)
     state.merged = result.mT if tall else result
     return solved
 
 
-def _nothing_to_solve(state: BaseAndMerged, alpha: float, parameters: DopParameters) -> Solved:
+def _nothing_to_solve(
+    state: BaseAndMerged, incoming: Tensor, alpha: float, parameters: DopParameters, park: Park
+) -> Solved:
     """Two equal models: both losses are zero where they are; only the rank is left to find."""
     tau = state.merged.to(spectra.working_dtype(state.merged.device), copy=True).sub_(state.base)
+    models = state.base, state.merged, incoming
+    park.away(*models)
     if tau.shape[0] > tau.shape[1]:
         tau = tau.mT
     rank = 0
     if bool(tau.any()):
-        rank = spectra.leading_directions(gram(tau), parameters.svd_epsilon, parameters.rank_rule).rank
+        product = gram(tau)
+        del tau
+        rank = spectra.leading_directions(product, parameters.svd_epsilon, parameters.rank_rule).rank
+    park.here(*models)
+    park.forget()
     return Solved(Losses(0.0, 0.0), Losses(0.0, 0.0), (rank, rank), alpha)
 
 

@@ -21,41 +21,48 @@ class Columns:
     """A ``Space`` whose coordinates are the n columns."""
 
     def __init__(self, taus: TaskVectors, epsilon: float, rule: spectra.RankRule) -> None:
-        self._taus = taus
-        self._energies: list[Tensor] = []  # A_i (m, m)
-        self._leading: list[Leading] = []
+        self._taus, self._park = taus, taus.park
+        self._energies: list[Tensor] = []  # A_i (m, m), away
+        self._leading: list[Leading] = []  # away
         for task in (0, 1):
-            product = gram(taus.one(task))
+            product = gram(self._tau(task))
             leading = spectra.leading_directions(product, epsilon, rule)
             self._leading.append(leading)
             self._energies.append(leading.energy(product))
+            del product
+            self._park.away(self._energies[task], *leading.vectors)
 
     @property
     def ranks(self) -> tuple[int, int]:
         return self._leading[0].rank, self._leading[1].rank
 
     def equation(self, weights: Weights, sides: Sides) -> Equation:
-        gap = self._taus.half_gap()
+        gap = self._half_gap()
         rhs, losses = torch.zeros_like(gap), [0.0, 0.0]
         left = self._add_rows(rhs, losses, gap, weights) if sides.rows else None
         self._energies.clear()
+        self._park.away(left)
         right = None
         if sides.columns:
             factored = self._is_factored(weights)
             found = (self._add_factored if factored else self._add_columns)(rhs, losses, gap, weights)
             del gap  # what follows needs more memory than anything before
-            right = sylvester.eigen_of_rows(found) if factored else sylvester.eigen(found)
+            right = sylvester.eigen_of_rows(found, self._park) if factored else sylvester.eigen(found)
+            self._park.away(right.vectors, right.dual)
         return Equation(rhs, left, right, (losses[0], losses[1]))
 
     def outcome(self, distance: Tensor, rhs: Tensor, task: int, sides: Sides) -> tuple[float, float]:
+        self._park.here(distance, rhs)
         gain = float((distance * rhs).sum())
+        self._park.away(distance, rhs)
         leading, loss = self._leading[task], 0.0
-        difference = _Single.of(self._taus.half_gap().mul_(-SIGNS[task]).add_(distance))
+        difference = _Single.of(self._difference(distance, task))
         rows = _Single.of(self._rows(task))
         if sides.columns:
             loss += difference.squares_with(rows.turned())
         if sides.rows and leading.kept is not None:
             assert leading.values is not None
+            self._park.here(leading.kept)
             rows = _Single.of((leading.kept * leading.values).mT)
             loss += rows.squares_with(difference)
         elif sides.rows:
@@ -65,18 +72,50 @@ class Columns:
     def columns(self, distance: Tensor, block: slice) -> Tensor:
         return distance[:, block]
 
+    def _tau(self, task: int) -> Tensor:
+        made_of = self._taus.base, self._taus.models[task]
+        self._park.here(*made_of)
+        tau = self._taus.one(task)
+        self._taus.away()
+        return tau
+
+    def _half_gap(self) -> Tensor:
+        self._park.here(*self._taus.models)
+        gap = self._taus.half_gap()
+        self._taus.away()
+        return gap
+
+    def _difference(self, distance: Tensor, task: int) -> Tensor:
+        """From a model of this task to the solution."""
+        gap = self._half_gap().mul_(-SIGNS[task])
+        self._park.here(distance)
+        gap.add_(distance)
+        self._park.away(distance)
+        return gap
+
     def _rows(self, task: int) -> Tensor:
         """N with B_i = N^T N, a new (k, n) tensor; keeping it would raise the peak."""
-        return self._leading[task].reduced(self._taus.one(task))
+        leading, tau = self._leading[task], self._tau(task)
+        self._park.here(*leading.vectors)
+        rows = leading.reduced(tau)
+        self._park.away(*leading.vectors)
+        return rows
 
     def _add_rows(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Tensor:
         """Add the signed c_i A_i H to R, and L_i's part at the average to ``losses``; return A."""
         left = torch.zeros_like(self._energies[0])
         for task, (weight, energy) in enumerate(zip(weights, self._energies, strict=True)):
+            self._park.away(rhs, left)
+            self._park.here(energy)
             pulled = energy @ gap
+            self._park.away(energy)
+            self._park.here(rhs)
             rhs.add_(pulled, alpha=SIGNS[task] * weight)
             losses[task] += float(pulled.mul_(gap).sum())
+            del pulled
+            self._park.here(left, energy)
             left.add_(energy, alpha=weight)
+            self._park.away(energy)
         return left
 
     def _is_factored(self, weights: Weights) -> bool:
@@ -86,14 +125,22 @@ class Columns:
         return sum(count for count, weight in zip(counts, weights, strict=True) if weight > 0) < columns
 
     def _add_columns(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Tensor:
-        """The same with H B_i; return B."""
+        """The same with H B_i; return B. R is away then."""
         right = gap.new_zeros(gap.shape[1], gap.shape[1])
         for task, weight in enumerate(weights):
+            self._park.away(gap, rhs, right)
             square = gram(self._rows(task).mT)
+            self._park.here(gap)
             pulled = gap @ square
+            self._park.away(square)
+            self._park.here(rhs)
             rhs.add_(pulled, alpha=SIGNS[task] * weight)
             losses[task] += float(pulled.mul_(gap).sum())
+            del pulled
+            self._park.away(gap, rhs)
+            self._park.here(right, square)
             right.add_(square, alpha=weight)
+            del square
         return right
 
     def _add_factored(self, rhs: Tensor, losses: list[float], gap: Tensor, weights: Weights) -> Tensor:
@@ -103,12 +150,19 @@ class Columns:
         """
         pieces = []
         for task, weight in enumerate(weights):
+            self._park.away(gap, rhs)
             rows = self._rows(task)
+            self._park.here(gap)
             pulled = gap @ rows.mT
+            self._park.away(gap)
+            self._park.here(rhs)
             rhs.addmm_(pulled, rows, alpha=SIGNS[task] * weight)
             losses[task] += float(pulled.square_().sum())
             if weight > 0:
                 pieces.append(rows.mul_(weight**0.5))
+            self._park.away(rows)
+        self._park.away(rhs)
+        self._park.here(*pieces)
         return torch.cat(pieces)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dopkit.linalg import spectra, sylvester
+from dopkit.linalg.parking import KEPT, Park
 from dopkit.methods.dop_columns import Columns
 from dopkit.methods.dop_rows import JointRows
 from dopkit.methods.dop_space import Space, TaskVectors, Weights
@@ -36,26 +37,32 @@ def minimise(
     epsilon: float,
     rule: spectra.RankRule,
     sides: Sides,
+    park: Park = KEPT,
 ) -> Solved:
     """Overwrite ``merged`` by the minimiser of alpha L_0 + (1 - alpha) L_1.
 
     All matrices are (m, n) float32 with m <= n, finite, and the two models differ. Factorises in float64
     (float32 on a device without it). Scale-free: task vectors of any size give the same relative result.
+    What is not needed at the moment is told to ``park``; at the end all three matrices are here.
     """
-    taus = TaskVectors.of(base, merged, incoming)
+    taus = TaskVectors.of(base, merged, incoming, park)
     rows, columns = base.shape
     space: Space = Columns(taus, epsilon, rule) if columns <= 2 * rows else JointRows(taus, epsilon, rule)
     weights = (alpha, 1 - alpha)
     equation = space.equation(weights, sides)
+    park.away(equation.rhs)
+    park.here(equation.left)
     left = None if equation.left is None else sylvester.eigen(equation.left)
     equation.left = None
-    distance = sylvester.solve(left, equation.right, equation.rhs)
+    distance = sylvester.solve(left, equation.right, equation.rhs, park=park)
     del left
     equation.right = None
     before = Losses(*equation.losses)
     after = _losses(space, distance, equation.rhs, before.weighted(alpha), weights, sides)
     del equation
+    park.here(base, merged, incoming, distance)
     taus.move_to(space, distance, out=merged)
+    park.forget()
     return Solved(_in_units(before, taus), _in_units(after, taus), space.ranks, alpha)
 
 

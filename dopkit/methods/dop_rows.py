@@ -24,13 +24,14 @@ class JointRows:
     """A ``Space`` whose coordinates are coefficients on T."""
 
     def __init__(self, taus: TaskVectors, epsilon: float, rule: spectra.RankRule) -> None:
-        self._taus = taus
+        self._taus, self._park = taus, taus.park
         rows, columns = taus.base.shape
         self._blocks = (slice(0, rows), slice(rows, 2 * rows))  # the coordinates that belong to tau_i
         dtype = spectra.working_dtype(taus.base.device)
         total = torch.zeros(2 * rows, 2 * rows, dtype=dtype, device=taus.base.device)
         for block in spectra.column_blocks(2 * rows, columns):
             add_gram(total, taus.stacked(block))
+        taus.away()
         self._gram = mirrored(total)
         grams = [self._gram[block, block].contiguous() for block in self._blocks]
         self._leading = [spectra.leading_directions(one, epsilon, rule, THIN) for one in grams]
@@ -56,9 +57,13 @@ class JointRows:
             rhs.add_(pulled, alpha=SIGNS[task] * weight)
             losses.append(max(0.0, float(pulled.mul_(dual).sum())))
         del dual, pulled
-        return Equation(rhs, left, self._right(weights) if sides.columns else None, (losses[0], losses[1]))
+        self._park.away(rhs, left)
+        right = self._right(weights) if sides.columns else None
+        self._park.away(self._gram)
+        return Equation(rhs, left, right, (losses[0], losses[1]))
 
     def outcome(self, distance: Tensor, rhs: Tensor, task: int, sides: Sides) -> tuple[float, float]:
+        self._park.here(self._gram, distance, rhs)
         dual = distance @ self._gram
         gain = float((dual * rhs).sum())
         difference = distance.clone()
@@ -70,6 +75,7 @@ class JointRows:
             loss += float(self._leading[task].projected_rows(dual[:, self._blocks[task]]).square().sum())
         if sides.rows:
             loss += float((self._energy(task) @ difference).mul_(dual).sum())
+        self._park.away(self._gram, distance, rhs)
         return gain, max(0.0, loss)  # rounding may take an inner product below zero
 
     def columns(self, distance: Tensor, block: slice) -> Tensor:
@@ -86,13 +92,19 @@ class JointRows:
         A task of weight zero must not shape the basis: alpha = 0 and alpha = 1 then are no special cases.
         """
         tasks = [task for task in (0, 1) if weights[task] > 0]
-        values, mixing = sylvester.curved(self._product(tasks, weights))
+        product = self._product(tasks, weights)
+        bases = [vectors for leading in self._leading for vectors in leading.vectors]
+        self._park.away(self._gram, *bases)
+        values, mixing = sylvester.curved(product)
+        del product
+        self._park.here(self._gram, *bases)
         vectors = self._gram.new_zeros(self._gram.shape[0], values.numel())
         root, start = values.sqrt(), 0
         for task in tasks:
             piece = mixing[start : start + self._length(task)]
             start += piece.shape[0]
             vectors[self._blocks[task]] = self._leading[task].expanded(piece).mul_(weights[task] ** 0.5).div_(root)
+        del piece, mixing
         return Eigen(values, vectors, self._dual(vectors, values, weights))
 
     def _product(self, tasks: list[int], weights: Weights) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dopkit.linalg import spectra
+from dopkit.linalg.parking import KEPT, Park
 from dopkit.linalg.sylvester import Eigen
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ SIGNS = (-1, 1)  # of the two tasks' terms in R; the average is +H from the merg
 
 @dataclass
 class Equation:
-    """A X + X B = R, and the losses at X = 0, in the units of ``TaskVectors.scale``."""
+    """A X + X B = R, and the losses at X = 0, in the units of ``TaskVectors.scale``. Its tensors may be away."""
 
     rhs: Tensor  # R (m, r)
     left: Tensor | None  # A (m, m), None where the row side does not count
@@ -32,7 +33,10 @@ class Equation:
 
 
 class Space(Protocol):
-    """Coordinates, and the objective in them. All of one dtype, in the units of ``TaskVectors.scale``."""
+    """Coordinates, and the objective in them. All of one dtype, in the units of ``TaskVectors.scale``.
+
+    Made of task vectors that are here; afterwards they are away, but for what ``columns`` then asks for.
+    """
 
     @property
     def ranks(self) -> tuple[int, int]:
@@ -42,10 +46,13 @@ class Space(Protocol):
         """The equation of both tasks. Called once: it gives up what is needed for nothing else."""
 
     def outcome(self, distance: Tensor, rhs: Tensor, task: int, sides: Sides) -> tuple[float, float]:
-        """<X, R>, and L_i of one task at the average plus X, for the coordinates ``distance`` and ``rhs`` (m, r)."""
+        """<X, R>, and L_i of one task at the average plus X, for the coordinates ``distance`` and ``rhs`` (m, r).
+
+        Either may be away, and is away afterwards.
+        """
 
     def columns(self, distance: Tensor, block: slice) -> Tensor:
-        """Columns of the matrix with these coordinates: (m, block)."""
+        """Columns of the matrix with these coordinates: (m, block). The task vectors are here."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +62,21 @@ class TaskVectors:
     base: Tensor  # (m, n) float32
     models: tuple[Tensor, Tensor]  # merged, incoming; (m, n) float32
     scale: float  # largest absolute entry of the task vectors, or 1 where their size is no matter
+    park: Park = KEPT
 
     @classmethod
-    def of(cls, base: Tensor, merged: Tensor, incoming: Tensor) -> TaskVectors:
+    def of(cls, base: Tensor, merged: Tensor, incoming: Tensor, park: Park = KEPT) -> TaskVectors:
         """Of three (m, n) matrices, all finite and not all equal."""
         models = (merged, incoming)
         if spectra.working_dtype(base.device) == torch.float64:  # holds the fourth power of any float32 number
-            return cls(base, models, 1.0)
+            return cls(base, models, 1.0, park)
         blocks = list(spectra.column_blocks(*base.shape))
         largest = [(model[:, block] - base[:, block]).abs_().max() for model in models for block in blocks]
-        return cls(base, models, float(torch.stack(largest).max()))
+        return cls(base, models, float(torch.stack(largest).max()), park)
+
+    def away(self) -> None:
+        """They are not needed for a while, and what they are made from neither."""
+        self.park.away(self.base, *self.models)
 
     def one(self, task: int, block: slice = slice(None)) -> Tensor:
         """Columns of tau_i: a new tensor. The difference of two float32 numbers is exact in float64."""

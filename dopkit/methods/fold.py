@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from dopkit.linalg.parking import KEPT, Park
 from dopkit.roles import Role
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Context:
     sizes: Mapping[str, float] = field(default_factory=dict)
     # What the fold has found in the whole of the model being folded in, when only a part of it is at hand (Surveying).
     survey: Any = None
+    # What is told which matrices are not needed at the moment, by a fold of whose rule the plan knows the least memory.
+    park: Park = KEPT
 
     @property
     def so_far(self) -> tuple[Parameters, ...]:

@@ -54,6 +54,9 @@ class Rule:
     joint: bool = False
     # The parameters whose tensors a fold reads beside each model's own, in ``Context.companions``.
     companions: tuple[str, ...] = ()
+    # As ``working_bytes``, when what the code has no use for at the moment lies on the disk (``Context.park``); None
+    # where it says nothing of that.
+    least_bytes: Callable[[Shape], int] | None = None
 
     def load(self) -> Fold:
         """Import the code and make the fold."""

@@ -37,8 +37,9 @@ TIES = Rule("ties", "dopkit.methods.ties:Ties", Cut.WHOLE, True, costs.ties_byte
 
 # Matrices.
 DOP_EXACT = Rule(
-    "dop exact", "dopkit.methods.dop:Dop", Cut.MATRICES, True, costs.exact_bytes, costs.exact_effort, float64=True
-)
+    "dop exact", "dopkit.methods.dop:Dop", Cut.MATRICES, True, costs.exact_bytes, costs.exact_effort, float64=True,
+    least_bytes=costs.least_exact_bytes,
+)  # fmt: skip
 DOP_ADAM = Rule("dop adam", "dopkit.methods.dop:Dop", Cut.MATRICES, True, costs.adam_bytes, costs.adam_effort)
 OPCM = Rule(
     "opcm", "dopkit.methods.opcm:Opcm", Cut.MATRICES, True, costs.triplets_bytes, costs.triplets_effort, float64=True

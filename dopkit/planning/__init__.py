@@ -139,6 +139,7 @@ class Plan:
     layers: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     program_bytes: int = 0  # of the memory: what the process held before
     work_bytes: int = 0  # of memory that jobs in hand may take together; one may always be; 0 where nobody has said
+    scratch_bytes: int = 0  # of disk that matrices take while they are not needed: those of parked jobs
     buffers: Buffers = USUAL
 
     @property
@@ -153,7 +154,7 @@ class Plan:
         state = sum(shard.size for shard in self.state_shards)
         heads = sum(head.nbytes for head in self.heads)
         stages = sum(stage.plan.output_bytes for stage in self.stages.values()) if self.keeps_stages else 0
-        return self.output_bytes * len(self.written_steps) + unscaled + state + heads + stages
+        return self.output_bytes * len(self.written_steps) + unscaled + state + heads + stages + self.scratch_bytes
 
     @cached_property
     def stages(self) -> Mapping[str, Staged]:

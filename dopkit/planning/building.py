@@ -15,6 +15,7 @@ from dopkit.planning.buffers import STEPS, Buffers
 from dopkit.planning.companions import attach
 from dopkit.planning.making import make_jobs
 from dopkit.planning.matching import Model
+from dopkit.planning.parking import parked
 from dopkit.planning.room import Room, needs, problems_of
 from dopkit.planning.targets import Making
 from dopkit.recipe import Recipe
@@ -103,6 +104,9 @@ def build(
         fitted = _fitted(plan, buffers, donor, models, beside, room, stream)
         if fitted.memory_bytes <= room.memory:
             break
+    else:
+        around = fitted.memory_bytes - needs(fitted, donor, models, room).job
+        fitted = _fitted(parked(plan, room, around), STEPS[-1], donor, models, beside, room, stream)
     plan = fitted
     work.problems += problems_of(plan, room)
     if not work.problems and not plan.jobs:

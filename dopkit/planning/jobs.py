@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dopkit.methods import FLOAT32, Cut, Rule
@@ -38,6 +38,7 @@ class TensorJob(Sized):
     parameters: tuple[Parameters, ...] = ()  # of the rule's method, for each of the inputs
     earlier: tuple[Parameters, ...] = ()  # for each model that was merged before, when a merge goes on
     block_elements: int = 0  # of a block where it is merged element by element; 0 is the usual number
+    parked: bool = False  # what is not needed at the moment lies on the disk, as there is too little memory
 
     @property
     def all_parameters(self) -> tuple[Parameters, ...]:
@@ -70,8 +71,18 @@ class TensorJob(Sized):
     @property
     def working_bytes(self) -> int:
         """Upper estimate of memory at work for one part: the method's tensors and those coming in."""
+        return self._at_work(self.rule.working_bytes)
+
+    @property
+    def held_bytes(self) -> int:
+        """The same as the job is planned: less where it is ``parked``."""
+        return self._at_work(
+            self.rule.least_bytes if self.parked and self.rule.least_bytes else self.rule.working_bytes
+        )
+
+    def _at_work(self, estimate: Callable[[tuple[int, ...]], int]) -> int:
         incoming = max(1, len(self.inputs)) if self.rule.joint else 1 + len(self.rule.companions)
-        in_float32 = self.rule.working_bytes(self.part_shape) + incoming * FLOAT32 * math.prod(self.part_shape)
+        in_float32 = estimate(self.part_shape) + incoming * FLOAT32 * math.prod(self.part_shape)
         return 2 * in_float32 if self.working_dtype == "F64" else in_float32
 
     @property

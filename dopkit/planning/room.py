@@ -37,6 +37,7 @@ class Room:
     program: int = 0  # that the process holds already
     device: int = 0  # memory of a device beside the host that a tensor may take; 0 where there is none
     device_float64: bool = True
+    parks: bool = False  # whether matrices may lie on the disk beside the output while they are not needed
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,8 @@ class Needs:
 def needs(plan: Plan, donor: Model, models: Sequence[Model], room: Room) -> Needs:
     """Of the plan's jobs as they are cut; ``models`` stand in merge order."""
     job = making = read = written = 0
-    sources = plan.models
     for one in plan.jobs:
-        made = making_bytes(plan.donor, sources, one) + reading_bytes(plan.donor, sources, one)
+        made = made_bytes(plan, one)
         reads = list(_reads(one, donor, models))
         together = sum(reads) if one.rule.cut is Cut.BLOCKS else 0  # blocks of all models, where they are not many
         together = together if together <= TOGETHER_BYTES else 0
@@ -69,10 +69,21 @@ def needs(plan: Plan, donor: Model, models: Sequence[Model], room: Room) -> Need
     return Needs(job, making, read, written)
 
 
+def made_bytes(plan: Plan, job: TensorJob) -> int:
+    """What the inputs of a job take beside it to be made."""
+    return making_bytes(plan.donor, plan.models, job) + reading_bytes(plan.donor, plan.models, job)
+
+
 def host_bytes(job: TensorJob, room: Room) -> int:
     """What a job takes of the host: on a device of its own, one part as it is read and one as it is written."""
-    fits = job.working_bytes <= room.device and (room.device_float64 or not _wants_float64(job))
-    return 2 * DTYPES[job.working_dtype].size * math.prod(job.part_shape) if fits else job.working_bytes
+    if on_device(job, room):
+        return 2 * DTYPES[job.working_dtype].size * math.prod(job.part_shape)
+    return job.held_bytes
+
+
+def on_device(job: TensorJob, room: Room) -> bool:
+    """Whether it is merged on a device beside the host. Whether it is parked has no say in that."""
+    return job.working_bytes <= room.device and (room.device_float64 or not _wants_float64(job))
 
 
 def _wants_float64(job: TensorJob) -> bool:
@@ -109,7 +120,7 @@ def problems_of(plan: Plan, room: Room) -> list[Problem]:
 def disk_problems(plan: Plan, room: Room) -> list[Problem]:
     problems = []
     largest_two = sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
-    output = (largest_two if room.shards_leave else plan.disk_bytes) - room.written
+    output = (largest_two + plan.scratch_bytes if room.shards_leave else plan.disk_bytes) - room.written
     state = plan.continues.download_bytes if plan.continues else 0
     download = state if plan.streamed else plan.download_bytes
     if room.shared_disk:
