@@ -16,7 +16,7 @@ from dopkit.planning import Plan, TensorJob
 
 Rows = tuple[int, int]
 CUT_ELEMENTS = 1 << 17  # few enough to stay in a core's cache, many enough that the interpreter is not in the way
-MANY_BYTES = 64_000_000  # of all models' parts, in float32
+MANY_BYTES = 32_000_000  # of all models' parts, in float32
 _SUMS = 4  # tensors of sums that a fold of whole tensors would hold instead
 
 

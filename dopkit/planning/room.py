@@ -19,7 +19,7 @@ from dopkit.planning.staging import reading_bytes
 from dopkit.specs import DTYPES
 from dopkit.units import round_up, show_size
 
-TOGETHER_BYTES = 64_000_000  # of one block of all models: more are not in hand at once
+TOGETHER_BYTES = 32_000_000  # of one block of all models: more are not in hand at once
 
 
 @dataclass(frozen=True)
