@@ -70,11 +70,11 @@ def _family(pid: int) -> list[int]:
     """A process and its descendants that are alive."""
     found = [pid]
     for one in found:
-        for children in Path(f"/proc/{one}/task").glob("*/children"):
-            try:
+        try:
+            for children in Path(f"/proc/{one}/task").glob("*/children"):
                 found += map(int, children.read_text().split())
-            except OSError:  # gone in the meantime
-                continue
+        except OSError:  # gone in the meantime
+            continue
     return found
 
 

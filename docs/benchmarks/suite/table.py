@@ -96,7 +96,7 @@ def _dop(line: Mapping[str, Any]) -> list[str]:
 
 
 def _millions(line: Mapping[str, Any]) -> str:
-    return f"{line['parameters'] / 1e6:,.3g} M"
+    return f"{line['parameters'] / 1e6:,.0f} M"
 
 
 def _versions(versions: Mapping[str, Mapping[str, str]]) -> str:
