@@ -13,10 +13,10 @@ import torch
 from dopkit.checkpoints.reading import torch_dtype
 from dopkit.methods import FLOAT32, Cut
 from dopkit.planning import Plan, TensorJob
+from dopkit.planning.room import TOGETHER_BYTES
 
 Rows = tuple[int, int]
 CUT_ELEMENTS = 1 << 17  # few enough to stay in a core's cache, many enough that the interpreter is not in the way
-MANY_BYTES = 32_000_000  # of all models' parts, in float32
 _SUMS = 4  # tensors of sums that a fold of whole tensors would hold instead
 
 
@@ -28,7 +28,7 @@ def cuts(job: TensorJob, rows: Rows) -> list[Rows]:
 
 def by_elements(plan: Plan, job: TensorJob) -> bool:
     """Whether a part is cut once more: that takes all models at once, as they are read, so not of many of them."""
-    return job.rule.cut is Cut.BLOCKS and _fresh(plan) and _tensors(job) * _part_bytes(job) <= MANY_BYTES
+    return job.rule.cut is Cut.BLOCKS and _fresh(plan) and _tensors(job) * _part_bytes(job) <= TOGETHER_BYTES
 
 
 def surveyed(plan: Plan, job: TensorJob, raw_bytes: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,9 @@ class Piece:
             return
         started = time.monotonic()
         park = ScratchPark(self._scratch) if self._scratch else None
-        parts = Parts(self._inputs, self.job, self.device, lambda: hand.shielded(self._following), park)
+        following = partial(hand.shielded, self._following)
+        # The method's code is imported in here, and an import must not be broken off.
+        parts = hand.shielded(lambda: Parts(self._inputs, self.job, self.device, following, park))
         parts.measures = self.waits
         try:
             for result in self._results(parts, self.rows):
