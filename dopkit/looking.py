@@ -18,9 +18,6 @@ from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.roles import Role
 
-# Keys of a config that say where it comes from, and nothing about the class.
-_ORIGIN = ("_name_or_path", "transformers_version")
-
 
 class _Looks:
     """How the models of one recipe are seen. Each class is held against the same tensors once: experts of one base
@@ -32,8 +29,7 @@ class _Looks:
 
     def model(self, checkpoint: Checkpoint, config: Mapping[str, Any] | None) -> Model:
         shapes = _shapes(checkpoint)
-        known = config and {name: value for name, value in config.items() if name not in _ORIGIN}
-        key = json.dumps([known, list(shapes.items())], default=str)
+        key = json.dumps([skeleton.class_config(config), list(shapes.items())], default=str)
         if key not in self._seen:
             self._seen[key] = skeleton.build(config, shapes, self._headless)
         return Model(source_of(checkpoint), checkpoint.specs, checkpoint.config, self._seen[key])

@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are taken by the workers; c
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as dopkit does, which is imported after torch here
 os.environ.update(HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_IMPLICIT_TOKEN="1")
+os.environ["DOPKIT_CACHE"] = ""  # every test asks the model classes themselves
 
 import tiny  # noqa: E402
 

@@ -129,6 +129,9 @@ def test_every_line_tells_time_memory_and_bytes(measured: Path) -> None:
     assert floor["asked_read"] >= 3 * size
     assert linear["medians"]["dopkit"]["peak_bytes"] > 50e6
     assert linear["ratios"]["dopkit_to_floor"] > 1
+    first, later = linear["first_start_up"], linear["start_up_medians"]["dopkit"]
+    assert first["cpu_seconds"] > later["cpu_seconds"] + 0.5, "the first one imports transformers"
+    assert len(list((measured / "cache" / "skeletons").iterdir())) == 4, "of both models: how they are seen and loaded"
     assert dop["matrices"] == {"64x32": 1, "32x64": 1, "32x32": 4}
     assert set(dop["medians"]) == {"exact", "adam"}
     assert "mergekit" not in results["versions"]

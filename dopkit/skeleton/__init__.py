@@ -14,182 +14,62 @@ on loading (an expert that is stacked, a fused projection that is split) is name
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any
 
-from dopkit.roles import TensorRole
-from dopkit.skeleton.construct import CannotBuild, construct, headless_class
-from dopkit.skeleton.guess import guess_role
-from dopkit.skeleton.loading import LoadCheck, check_loads
-from dopkit.skeleton.names import Anatomy, Place, base_prefix, place_tensors
-from dopkit.skeleton.parts import Parts
+from dopkit.skeleton import asking, loading
+from dopkit.skeleton.answers import LoadCheck, Skeleton
+from dopkit.skeleton.kept import recall
 from dopkit.skeleton.resizing import resized
-from dopkit.skeleton.stacks import Stacks
-from dopkit.skeleton.towers import inner_names
 from dopkit.skeleton.trained import trained_names
 from dopkit.skeleton.vocabulary import vocabulary_axes
 
 __all__ = [
-    "LoadCheck", "Skeleton", "backbone_class", "build", "build_tower", "check_loads", "resized", "trained_names",
-    "vocabulary_axes",
+    "LoadCheck", "Skeleton", "backbone_class", "build", "build_tower", "check_loads", "class_config", "resized",
+    "trained_names", "vocabulary_axes",
 ]  # fmt: skip
 
+Config = Mapping[str, Any] | None  # a parsed config.json; None where there is none
+Shapes = Mapping[str, tuple[int, ...]]  # checkpoint name -> shape
 
-@dataclass(frozen=True)
-class Skeleton:
-    """How the tensors of one checkpoint look to their model class.
+# Keys of a config that say where it comes from, and nothing about the class.
+_ORIGIN = ("_name_or_path", "transformers_version")
 
-    Without a class (``fallback`` is set) the roles are guesses from name and shape, the canonical names are
-    the checkpoint's own, nothing is tied and nothing is unknown.
+
+def build(config: Config, tensors: Shapes, headless: bool = False) -> Skeleton:
+    """Find out what ``tensors`` are to the model that ``config`` describes.
+
+    The config need not be the checkpoint's own: the tensors of a fine-tuned model can be held against the class of its
+    base model. With ``headless`` what the class has no place for is held against the same model without a head as well.
     """
-
-    # Checkpoint name -> canonical name and role, for every tensor given. Canonical names are unique.
-    roles: Mapping[str, TensorRole]
-    # Canonical name of a twin -> canonical name of the parameter it shares storage with, as the class and the
-    # configuration say. Most checkpoints leave the twin out. One that is there is best merged like any other
-    # tensor: if its values are its own, which no header tells, transformers unties the two on loading.
-    tied: Mapping[str, str]
-    # Canonical names of all parameters and persistent buffers of the class, tied twins left out: what
-    # ``save_pretrained`` writes, except that experts and other converted tensors stand here as converted.
-    expected: frozenset[str] | None
-    # Checkpoint names that the class silently ignores on loading (``rotary_emb.inv_freq`` of old models).
-    ignored: frozenset[str]
-    # Checkpoint names for which the class has no place: transformers would report them as unexpected.
-    unknown: frozenset[str]
-    # Checkpoint names that only the class without a head reads: a pooler beside a masked-language-model head.
-    unread: frozenset[str]
-    # Checkpoint name of a tensor that is converted on loading -> canonical names of what it becomes, or a part of.
-    converted: Mapping[str, tuple[str, ...]]
-    # Canonical names of the stacks of layers and how many layers each has, in the model's order.
-    stacks: Mapping[str, int]
-    class_name: str | None  # "ViTModel"
-    fallback: str | None  # why there is no class, as a clause for the plan: "it has no config.json"
+    question = ["build", class_config(config), list(tensors.items()), headless]
+    return recall(question, Skeleton, lambda: asking.build(config, tensors, headless), _has_class)
 
 
-def build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]], headless: bool = False) -> Skeleton:
-    """Find out what ``tensors`` (checkpoint name -> shape) are to the model that ``config`` describes.
-
-    ``config`` is the parsed ``config.json``, or None. It need not be the checkpoint's own: the tensors of a
-    fine-tuned model can be held against the class of its base model. With ``headless`` what the class has no
-    place for is held against the same model without a head as well.
-    """
-    found = _build(config, tensors)
-    if not headless or not found.unknown | found.ignored:
-        return found
-    backbone = backbone_class(config)
-    if backbone in (None, found.class_name):
-        return found
-    return _with_backbone(found, _build({**(config or {}), "architectures": [backbone]}, tensors))
-
-
-def build_tower(
-    whole: Mapping[str, Any] | None,
-    tower: Mapping[str, Any],
-    tensors: Mapping[str, tuple[int, ...]],
-    headless: bool = False,
-) -> Skeleton:
+def build_tower(whole: Config, tower: Mapping[str, Any], tensors: Shapes, headless: bool = False) -> Skeleton:
     """As ``build`` for the config of a ``tower`` that the ``tensors`` of a ``whole`` model hold among others.
 
     Most towers load from the names of the whole. A language model is found by the place that it has in the whole.
     """
-    direct = build(tower, tensors, headless)
-    if direct.expected is None or not direct.unknown:
-        return direct
-    full = {name: role.canonical for name, role in _build(whole, tensors).roles.items()}
-    inner = inner_names(full, direct.expected)
-    if inner is None:
-        return direct
-    found = build(tower, {inner[name]: shape for name, shape in tensors.items()}, headless)
-    return _renamed(found, inner) if len(found.unknown) < len(direct.unknown) else direct
+    question = ["tower", class_config(whole), class_config(tower), list(tensors.items()), headless]
+    return recall(question, Skeleton, lambda: asking.build_tower(whole, tower, tensors, headless), _has_class)
 
 
-def _renamed(found: Skeleton, names: Mapping[str, str]) -> Skeleton:
-    """The same with other checkpoint names: ``names`` maps those to the ones that were asked about."""
-
-    def those(few: frozenset[str]) -> frozenset[str]:
-        return frozenset(name for name, asked in names.items() if asked in few)
-
-    return replace(
-        found,
-        roles={name: found.roles[asked] for name, asked in names.items()},
-        ignored=those(found.ignored),
-        unknown=those(found.unknown),
-        unread=those(found.unread),
-        converted={name: found.converted[asked] for name, asked in names.items() if asked in found.converted},
-    )
+def check_loads(config: Config, tensors: Shapes) -> LoadCheck:
+    """Load ``tensors`` into the class of ``config``, with nothing in them."""
+    question = ["loads", class_config(config), list(tensors.items())]
+    return recall(question, LoadCheck, lambda: loading.check_loads(config, tensors), lambda found: not found.unchecked)
 
 
-def _with_backbone(found: Skeleton, backbone: Skeleton) -> Skeleton:
-    """Give what the class has no place for the place it has in the class without a head."""
-    lost = found.unknown | found.ignored
-    taken = {role.canonical for name, role in found.roles.items() if name not in lost}
-    known = lost - backbone.unknown - backbone.ignored
-    unread = frozenset(name for name in known if backbone.roles[name].canonical not in taken)
-    roles = {name: backbone.roles[name] if name in unread else role for name, role in found.roles.items()}
-    return replace(found, roles=roles, ignored=found.ignored - unread, unknown=found.unknown - unread, unread=unread)
-
-
-def _build(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]]) -> Skeleton:
-    try:
-        model = construct(config)
-    except CannotBuild as error:
-        return _without_class(tensors, str(error))
-    anatomy = Anatomy.of(model)
-    places = place_tensors(anatomy, model, tensors)
-    tied = _twins(anatomy, places, config or {})
-    parts, stacks = Parts(model, tied), Stacks.of(model, anatomy)
-    roles = {}
-    for name, shape in tensors.items():
-        place = places[name]
-        role = parts.role(place.parameter, shape) if place.parameter else guess_role(name, shape)
-        standing = stacks.standing(place.canonical, place.parameter and anatomy.canonical(place.parameter))
-        roles[name] = TensorRole(place.canonical, role, place.fused, standing)
-    lost = [name for name in tensors if places[name].parameter is None]
-    ignored = frozenset(name for name in lost if places[name].ignored)
-    return Skeleton(
-        roles=roles,
-        tied={anatomy.canonical(twin): anatomy.canonical(source) for twin, source in tied.items()},
-        expected=frozenset(anatomy.canonical(name) for name in anatomy.shapes if name not in tied),
-        ignored=ignored,
-        unknown=frozenset(lost) - ignored,
-        unread=frozenset(),
-        converted={
-            name: tuple(map(anatomy.canonical, place.becomes)) for name, place in places.items() if place.becomes
-        },
-        stacks=stacks.sizes,
-        class_name=type(model).__name__,
-        fallback=None,
-    )
-
-
-def backbone_class(config: Mapping[str, Any] | None) -> str | None:
+def backbone_class(config: Config) -> str | None:
     """The class of the same model without a head ("ViTModel"); None where that is not known."""
-    try:
-        model = construct(config)
-        if base_prefix(model):
-            return type(model.base_model).__name__
-        return str(headless_class(model.config).__name__)
-    except CannotBuild:
-        return None
+    question = ["backbone", class_config(config)]
+    return recall(question, str, lambda: asking.backbone_class(config) or "", bool) or None
 
 
-def _twins(anatomy: Anatomy, places: Mapping[str, Place], config: Mapping[str, Any]) -> dict[str, str]:
-    """The tied parameters of the class, except those that this checkpoint holds untied.
-
-    T5 1.1 says ``tie_word_embeddings: false`` and has an output layer of its own; transformers ties the class
-    all the same, and unties it when it meets both tensors with different values.
-    """
-    if config.get("tie_word_embeddings") is not False:
-        return dict(anatomy.tied)
-    present = {place.parameter for place in places.values()}
-    return {twin: source for twin, source in anatomy.tied.items() if not {twin, source} <= present}
+def class_config(config: Config) -> dict[str, Any] | None:
+    """What a config says about the class: two that differ in nothing else are one to it."""
+    return None if config is None else {name: value for name, value in config.items() if name not in _ORIGIN}
 
 
-def _without_class(tensors: Mapping[str, tuple[int, ...]], reason: str) -> Skeleton:
-    stacks = Stacks.guessed(tensors)
-    roles = {
-        name: TensorRole(name, guess_role(name, shape), standing=stacks.standing(name))
-        for name, shape in tensors.items()
-    }
-    nothing: frozenset[str] = frozenset()
-    return Skeleton(roles, {}, None, nothing, nothing, nothing, {}, stacks.sizes, None, reason)
+def _has_class(found: Skeleton) -> bool:
+    return found.fallback is None

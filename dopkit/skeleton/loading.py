@@ -9,31 +9,18 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from dopkit.errors import Problem
+from dopkit.skeleton.answers import LoadCheck
 from dopkit.skeleton.construct import CannotBuild, construct, first_line, quiet
 from dopkit.skeleton.names import Anatomy, Place, place_tensors
 
 
-@dataclass(frozen=True)
-class LoadCheck:
-    """What transformers' loader makes of a checkpoint."""
-
-    problems: tuple[Problem, ...] = ()
-    unchecked: str | None = None  # why nothing could be checked, as a clause; None if it was checked
-
-    @property
-    def clean(self) -> bool:
-        """Checked, and nothing wrong."""
-        return not self.problems and self.unchecked is None
-
-
 def check_loads(config: Mapping[str, Any] | None, tensors: Mapping[str, tuple[int, ...]]) -> LoadCheck:
-    """Load ``tensors`` (checkpoint name -> shape) into the class of ``config``, with nothing in them."""
+    """See ``skeleton.check_loads``."""
     try:
         model = construct(config)
     except CannotBuild as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import models
 
 FLOOR, DOPKIT, MERGEKIT = "floor", "dopkit", "mergekit"
 SMALL = "llama-start-up"
+_CACHE = "cache"  # in the suite's folder, instead of the user's own
 _DROP = Path("/proc/sys/vm/drop_caches")
 
 # Both programs read the same file. Every parameter is written out: their defaults are not the same.
@@ -52,6 +54,7 @@ def compare(method: str, model: str, setting: Setting, say: Callable[[str], None
     for folder in (place, small):
         (folder / f"{method}.yaml").write_text(json.dumps(recipe(method)))  # JSON is YAML
     programs = [FLOOR, DOPKIT, *([MERGEKIT] if setting.mergekit else [])]
+    first = _first_start_up(method, place, small, setting)
     runs: dict[str, list[Result]] = {program: [] for program in programs}
     starts: dict[str, list[Result]] = {program: [] for program in programs[1:]}
     for number in range(setting.rounds):
@@ -62,6 +65,7 @@ def compare(method: str, model: str, setting: Setting, say: Callable[[str], None
             starts[program].append(_run(program, method, small, setting))
     result: Result = {"method": method, "model": model, "experts": len(models.EXPERTS), "cold": setting.cold}
     result |= {"parameters": json.loads((place / models.DONE).read_text())["parameters"]}
+    result |= {"first_start_up": first}
     result |= {"runs": runs, "start_up": starts, "medians": _medians(runs), "start_up_medians": _medians(starts)}
     result["ratios"] = ratios(result)
     if setting.mergekit:
@@ -69,6 +73,15 @@ def compare(method: str, model: str, setting: Setting, say: Callable[[str], None
     for program in programs:
         measure.clear(_out(setting, program, place))
     return result
+
+
+def _first_start_up(method: str, place: Path, small: Path, setting: Setting) -> Result:
+    """dopkit's start-up for models it has never seen; afterwards it has seen all that will be merged, and keeps what
+    their class said of them."""
+    shutil.rmtree(setting.folder / _CACHE, ignore_errors=True)
+    first = _run(DOPKIT, method, small, setting)
+    _run(DOPKIT, method, place, setting)
+    return first
 
 
 def ratios(result: Mapping[str, Any]) -> dict[str, float]:
@@ -125,7 +138,7 @@ def _run(program: str, method: str, place: Path, setting: Setting) -> Result:
     if setting.cold:
         os.sync()
         _DROP.write_text("3")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DOPKIT_CACHE": str(setting.folder / _CACHE)}
     command = _command(program, method, place, out, setting)
     return measure.run(command, setting.folder / f"{program}.log", environment).to_data()
 

@@ -48,13 +48,15 @@ def _elementwise(found: list[Mapping[str, Any]]) -> list[str]:
                 f"| {values['read_bytes'] / 1e6:,.0f} / {values['written_bytes'] / 1e6:,.0f} MB "
                 f"| {' | '.join('' if ratio is None else format(ratio, '.2f') for ratio in ratios)} |"
             )
+    lines += ["", "Start-up is the same command on as many tensors of next to no bytes."]
+    if firsts := [line["first_start_up"]["wall_seconds"] for line in found if "first_start_up" in line]:
+        lines[-1] += (
+            f" dopkit has seen models of this class and these shapes before; the first time it takes "
+            f"{sorted(firsts)[len(firsts) // 2]:.2f}."
+        )
     told = [line for line in found if "agreement" in line]
     if told:
-        lines += [
-            "",
-            "Start-up is the same command on as many tensors of next to no bytes. Against mergekit's result:",
-            "",
-        ]
+        lines += ["", "Against mergekit's result:", ""]
     for line in told:
         one = line["agreement"]
         lines.append(
