@@ -83,16 +83,12 @@ def near_quantile(some: NDArray[Any], size: int, count: int, blocks: Iterable[ND
     between: list[NDArray[Any]] = []
     room = size // 8 + SAMPLE
     for magnitudes in blocks:
-        reached, larger = magnitudes >= low, magnitudes > high
-        from_low += (number := int(np.count_nonzero(reached)))
+        larger = magnitudes > high
         above += (beyond := int(np.count_nonzero(larger)))
-        if number == beyond:  # none between, ends included
-            from_high += beyond
-            continue
-        from_high += int(np.count_nonzero(magnitudes >= high))
-        if low == high:
-            continue
-        inside = magnitudes[np.flatnonzero((magnitudes > low) & (magnitudes < high))]
+        inside = magnitudes[np.flatnonzero((magnitudes >= low) ^ larger)]  # ends included
+        from_low += beyond + inside.size
+        from_high += beyond + int(np.count_nonzero(inside == high))
+        inside = inside[(inside > low) & (inside < high)]
         room -= inside.size
         if room < 0:
             return None
