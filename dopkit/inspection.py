@@ -42,7 +42,11 @@ def inspect(
         what = "it names no base_model, and task vectors are differences from a base"
         raise PlanError("cannot inspect the recipe", [Problem("", what, "Add `base_model: user/name` to the recipe.")])
     devices = choose(options.device, limit=options.limit).among(1 + len(recipe.stages))
-    room = Room(_NO_LIMIT, hub.cache_disk(Path.cwd())[0], _NO_LIMIT)
+    disk = hub.cache_disk(Path.cwd())[0]
+
+    def room(program: int) -> Room:
+        return Room(_NO_LIMIT, disk, _NO_LIMIT, program=program)
+
     size = options.max_shard_size
     with open_sources(recipe, room, progress, size, devices, options.stream, download=True) as sources:
         _check_memory(sources, options, ranks)

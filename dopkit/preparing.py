@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from dopkit import heads, hub, pinning, publishing
@@ -113,7 +113,7 @@ def prepare(
         obstacles += publishing.obstacles(merged, options.push.by_default(recipe.repo_id))
     with open_sources(
         recipe,
-        _room(output, options, devices),
+        partial(_room, output, options, devices),
         progress,
         options.max_shard_size,
         devices,
@@ -135,7 +135,7 @@ def host_bytes(limit: MemoryLimit, processes: int = 1) -> int:
     return free if limit.host is None else min(free, limit.host // processes)
 
 
-def _room(output: OutputFolder, options: Options, devices: Devices) -> Room:
+def _room(output: OutputFolder, options: Options, devices: Devices, program: int) -> Room:
     cache, same = hub.cache_disk(output.free_location())
     here = options.processes.here
     return Room(
@@ -147,7 +147,7 @@ def _room(output: OutputFolder, options: Options, devices: Devices) -> Room:
         memory_given=options.limit.host is not None,
         shards_leave=options.frees,
         processes=here,
-        program=resident_bytes(),
+        program=program,
         device=devices.own_bytes,
         device_float64=devices.has_float64,
         parks=options.cluster is None,  # its workers may have no disk of ours

@@ -5,7 +5,7 @@ Knows no output folder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from dopkit.device import Devices
 from dopkit.engine.stage import StageCheckpoint
 from dopkit.errors import PlanError, Problem, count
 from dopkit.looking import look_at_all, look_at_companions
+from dopkit.measure import resident_bytes
 from dopkit.opening import RecipeShelf, merged_twice, open_all, open_companions, pin_tokenizer
 from dopkit.planning import Plan, Staged
 from dopkit.planning.building import Wanted, build
@@ -54,7 +55,7 @@ class Sources:
 @contextmanager
 def open_sources(
     recipe: Recipe,
-    room: Room,
+    room: Callable[[int], Room],
     progress: Progress,
     max_shard_size: int,
     devices: Devices,
@@ -66,8 +67,9 @@ def open_sources(
 ) -> Iterator[Sources]:
     """Open every model of a recipe and plan its merge; closed at the end.
 
-    ``wanted`` is what the merge writes besides, and goes on from; ``download`` fetches what cannot be planned without;
-    ``obstacles`` are problems found elsewhere, to be told with those found here. Raises PlanError with all of them.
+    ``room`` is asked once the models are opened, with the bytes that the program takes by then. ``wanted`` is what the
+    merge writes besides, and goes on from; ``download`` fetches what cannot be planned without; ``obstacles`` are
+    problems found elsewhere, to be told with those found here. Raises PlanError with all of them.
     """
     seed = _seed(recipe)
     seeds = {stage.name: _seed(stage.recipe) for stage in recipe.stages}
@@ -87,7 +89,8 @@ def open_sources(
         notes = (*desk.notes, *found.aligned.notes)
         beside = look_at_companions(found.checkpoints, found.aligned.models, found.recipe)
         models, problems, size = found.models, found.problems, max_shard_size
-        plan = build(pinned, found.donor, models, room, size, seed, problems, stream, wanted, notes, beside)
+        here = room(_program_bytes(found.donor, models))
+        plan = build(pinned, found.donor, models, here, size, seed, problems, stream, wanted, notes, beside)
         donor = _with_layers(found.donor, plan)
         checkpoints = found.checkpoints
         if plan.streamed:
@@ -101,6 +104,11 @@ def open_sources(
         in_hand = [checkpoints[entry.model] for entry in found.recipe.models]
         also = [{name: checkpoints[ref] for name, ref in entry.companions.items()} for entry in found.recipe.models]
         yield Sources(plan, checkpoints[found.recipe.donor], in_hand, also, donor, made)
+
+
+def _program_bytes(donor: Model, models: Sequence[Model]) -> int:
+    """What the process holds, and what the last look at the output will need of transformers."""
+    return resident_bytes() + skeleton.bytes_to_come([donor.skeleton, *(model.skeleton for model in models)])
 
 
 def _seed(recipe: Recipe) -> int | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +127,29 @@ def test_a_control_group_of_that_size(models: Path, tmp_path: Path) -> None:
         done = run_in(group, "run", str(models / "exact.yaml"), "-o", str(tmp_path / "less"))
     assert done.returncode == 1
     assert "would do: free some, or use a larger machine" in done.stderr
+
+
+@pytest.mark.parametrize("kept", ["nothing", "all", "but not that it loads"])
+def test_what_transformers_takes_is_counted(kept: str, llama: Path, tmp_path: Path) -> None:
+    """Whether it must be imported before the plan, after it, or not at all."""
+    recipe, answers = llama / "counted.yaml", tmp_path / "cache" / "skeletons"
+    recipe.write_text("base_model: ./base\nmodels: [./e0, ./e1]\nmerge_method: average\n")
+    environment = {**os.environ, "DOPKIT_CACHE": "" if kept == "nothing" else str(tmp_path / "cache")}
+
+    def run(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "dopkit", "run", str(recipe), "-o", str(tmp_path / "out"), *options]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    if kept != "nothing":
+        assert run("--overwrite").returncode == 0
+        assert len(list(answers.iterdir())) == 2
+    if kept == "but not that it loads":
+        next(path for path in answers.iterdir() if "problems" in path.read_text()).unlink()
+    enough = least(run("--overwrite", "--max-memory", "1MB").stderr)
+    done = run("--overwrite", "--max-memory", enough)
+    assert done.returncode == 0, done.stderr
+    receipt = json.loads((tmp_path / "out" / "dopkit_receipt.json").read_text())
+    assert receipt["run"]["peak_resident_bytes"] <= parse_size(enough)
 
 
 def test_another_budget_continues_the_same_merge(models: Path) -> None:

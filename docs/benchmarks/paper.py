@@ -81,7 +81,7 @@ def planned(folder: Path, experts: int, method: str) -> Plan:
         del data["base_model"]
         data["models"] = ["./base", *models]
     recipe = dopkit.parse_recipe(json.dumps(data), name="paper", folder=folder)
-    with open_sources(recipe, UNLIMITED, Progress(), 5_000_000_000, choose("cpu")) as sources:
+    with open_sources(recipe, lambda program: UNLIMITED, Progress(), 5_000_000_000, choose("cpu")) as sources:
         return sources.plan
 
 

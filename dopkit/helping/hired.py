@@ -24,7 +24,6 @@ from dopkit.errors import DopkitError
 from dopkit.helping import engine_of, outputs_of, scaling_by
 from dopkit.layout import Shard
 from dopkit.limits import MemoryLimit
-from dopkit.measure import resident_bytes
 from dopkit.planning.building import Wanted
 from dopkit.planning.room import Room
 from dopkit.preparing import Prepared
@@ -87,16 +86,18 @@ class Hired:
         torch.set_num_threads(order.threads)
         devices = choose(order.device, limit=order.limit).among(1 + len(order.recipe.stages))
         cache = hub.cache_disk(Path.cwd())[0]
-        program = resident_bytes()
-        room = Room(
-            _ELSEWHERE,
-            cache,
-            program + order.memory,
-            memory_given=True,
-            program=program,
-            device=devices.own_bytes,
-            device_float64=devices.has_float64,
-        )
+
+        def room(program: int) -> Room:
+            return Room(
+                _ELSEWHERE,
+                cache,
+                program + order.memory,
+                memory_given=True,
+                program=program,
+                device=devices.own_bytes,
+                device_float64=devices.has_float64,
+            )
+
         sources = self._stack.enter_context(
             open_sources(
                 order.recipe,

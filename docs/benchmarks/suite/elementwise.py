@@ -22,7 +22,6 @@ import models
 
 FLOOR, DOPKIT, MERGEKIT = "floor", "dopkit", "mergekit"
 SMALL = "llama-start-up"
-_CACHE = "cache"  # in the suite's folder, instead of the user's own
 _DROP = Path("/proc/sys/vm/drop_caches")
 
 # Both programs read the same file. Every parameter is written out: their defaults are not the same.
@@ -78,7 +77,7 @@ def compare(method: str, model: str, setting: Setting, say: Callable[[str], None
 def _first_start_up(method: str, place: Path, small: Path, setting: Setting) -> Result:
     """dopkit's start-up for models it has never seen; afterwards it has seen all that will be merged, and keeps what
     their class said of them."""
-    shutil.rmtree(setting.folder / _CACHE, ignore_errors=True)
+    shutil.rmtree(measure.kept_answers(setting.folder), ignore_errors=True)
     first = _run(DOPKIT, method, small, setting)
     _run(DOPKIT, method, place, setting)
     return first
@@ -138,9 +137,8 @@ def _run(program: str, method: str, place: Path, setting: Setting) -> Result:
     if setting.cold:
         os.sync()
         _DROP.write_text("3")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DOPKIT_CACHE": str(setting.folder / _CACHE)}
     command = _command(program, method, place, out, setting)
-    return measure.run(command, setting.folder / f"{program}.log", environment).to_data()
+    return measure.run(command, setting.folder / f"{program}.log", measure.environment(setting.folder)).to_data()
 
 
 def can_be_cold() -> bool:

@@ -95,6 +95,16 @@ def _io(pid: int) -> dict[str, int]:
     return found
 
 
+def kept_answers(folder: Path) -> Path:
+    """Where dopkit keeps what model classes say, for the suite in ``folder``: not the user's own."""
+    return folder / "cache"
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of the programs that are compared."""
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "DOPKIT_CACHE": str(kept_answers(folder))}
+
+
 def clear(out: Path) -> None:
     """Remove a result, and what a run that was stopped has left of one: dopkit would go on with it."""
     for path in (out, out.with_name(out.name + ".partial")):
