@@ -38,7 +38,8 @@ def recall(question: Sequence[object], kind: type[T], ask: Callable[[], T], sure
     adapter = TypeAdapter(kind)
     with suppress(OSError, ValueError):
         found = adapter.validate_json(place.read_bytes())
-        os.utime(place)
+        with suppress(OSError):  # a folder that may only be read is good enough
+            os.utime(place)
         return found
     answer = ask()
     if sure(answer):
@@ -84,6 +85,6 @@ def _keep(place: Path, answer: bytes) -> None:
     with NamedTemporaryFile(dir=place.parent, suffix=".new", delete=False) as stream:
         stream.write(answer)
     os.replace(stream.name, place)
-    there = sorted(place.parent.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
+    there = sorted(place.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in there[_MOST:]:
         path.unlink(missing_ok=True)
