@@ -111,7 +111,7 @@ def _writes(job: TensorJob, keeps_state: bool) -> Iterator[int]:
 def problems_of(plan: Plan, room: Room) -> list[Problem]:
     """Everything that is too little: disk for the output and for downloads, memory."""
     problems = disk_problems(plan, room)
-    if plan.memory_bytes > room.memory:
+    if plan.jobs and plan.memory_bytes > room.memory:  # without any, something else is wrong
         largest = max(plan.jobs, key=lambda job: host_bytes(job, room))
         problems.append(too_little_memory(f"the largest need is for {largest.name}", plan.memory_bytes, room))
     return problems

@@ -112,3 +112,11 @@ def test_what_is_left_is_for_tensors_in_hand(plan: dopkit.Plan, llama: Path) -> 
         limit = plan.memory_bytes + spare
         made = dopkit.plan(recipe, options=dopkit.Options(max_memory=limit))
         assert made.work_bytes - largest == pytest.approx(limit - made.memory_bytes, abs=100_000)
+
+
+def test_without_tensors_the_reason_is_told_and_no_number(llama: Path) -> None:
+    """Nothing is planned where a name is misspelt, so nobody knows what would be needed."""
+    text = "base_model: ./base\nmerge_method: dop\nmodels: [./e0]\ncopy: [nothing.like.it]"
+    with pytest.raises(PlanError) as caught:
+        dopkit.plan(dopkit.parse_recipe(text, folder=llama), options=dopkit.Options(max_memory=1000))
+    assert [problem.what for problem in caught.value.problems] == ["copy: no tensor is called 'nothing.like.it'"]
