@@ -100,7 +100,7 @@ class TensorJob(Sized):
         return max(1, min(self.rows, (self.block_elements or BLOCK_ELEMENTS) // per_row))
 
     def _ranges(self, rows: int) -> Iterator[tuple[int, int]]:
-        for start in range(0, self.rows if self.numel else 0, rows):
+        for start in range(0, self.rows if self.numel else 0, max(1, rows)):
             yield start, min(self.rows, start + rows)
 
     @property

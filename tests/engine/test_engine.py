@@ -189,3 +189,17 @@ def test_conv1d_is_a_transposed_linear_layer(tmp_path: Path, make_recipe: MakeRe
     dopkit.run(recipe, tmp_path / "linear")
     found, wanted = tiny.read(tmp_path / "out")[job.name], tiny.read(tmp_path / "linear")["fc.weight"].T
     assert float((found - wanted).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["average", "ties", "dop", "opcm", "model_stock"])
+def test_tensors_that_hold_nothing(tmp_path: Path, make_recipe: MakeRecipe, method: str) -> None:
+    """As a sharded training may leave them: no rows, or rows of no length."""
+    generator = torch.Generator().manual_seed(0)
+    for name in ("base", "a", "b"):
+        (tmp_path / name).mkdir()
+        tensors = {"layer.weight": torch.randn(4, 3, generator=generator)}
+        tensors |= {"none.weight": torch.zeros(0, 3), "hollow.weight": torch.zeros(3, 0), "bias": torch.zeros(0)}
+        save_file(tensors, tmp_path / name / "model.safetensors")
+    dopkit.run(make_recipe(tmp_path, ["a", "b"], method), tmp_path / "out")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tiny.read(tmp_path / "out").items()}
+    assert shapes == {"layer.weight": (4, 3), "none.weight": (0, 3), "hollow.weight": (3, 0), "bias": (0,)}

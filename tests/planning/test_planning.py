@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ def job(shape: tuple[int, ...], rule: methods.Rule = methods.MEAN) -> TensorJob:
     [
         ((), methods.MEAN, [(0, 1)]),
         ((0, 4), methods.MEAN, []),
+        ((0, 4), methods.DOP_EXACT, []),
+        ((0, 4), replace(methods.MEAN, cut=methods.Cut.WHOLE), []),
+        ((4, 0), methods.DOP_EXACT, []),
         ((10, 3), methods.MEAN, [(0, 10)]),
         ((10, BLOCK_ELEMENTS // 4), methods.MEAN, [(0, 4), (4, 8), (8, 10)]),
         ((2, 3 * BLOCK_ELEMENTS), methods.MEAN, [(0, 1), (1, 2)]),  # a row is never cut
