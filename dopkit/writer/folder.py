@@ -35,8 +35,11 @@ class OutputFolder:
 
     @property
     def _replaced(self) -> Path:
-        """Where the folder that is being replaced waits until its successor is in its place."""
-        return self._real.with_name(self._real.name + ".replaced")
+        """Where the folder that is being replaced waits until its successor is in its place.
+
+        It is removed then: the name must be none that somebody would give to a copy of his own.
+        """
+        return self._real.with_name(self._real.name + ".replaced-by-dopkit")
 
     @property
     def _real(self) -> Path:

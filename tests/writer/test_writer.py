@@ -188,3 +188,18 @@ def test_what_stands_in_the_way(tmp_path: Path) -> None:
     assert obstacle is not None and obstacle.place == str(tmp_path / "out.partial")
     (tmp_path / "empty").mkdir()
     assert OutputFolder(tmp_path / "empty").obstacle() is None
+
+
+FULL = r"No space left on device\n    Make room and run the same command again"
+
+
+def test_a_copy_beside_the_folder_is_left_alone(tmp_path: Path) -> None:
+    """As ``mv out out.replaced`` makes one."""
+    (tmp_path / "out.replaced").mkdir()
+    (tmp_path / "out.replaced" / RECEIPT).write_text("mine")
+    output = OutputFolder(tmp_path / "out", overwrite=True)
+    for text in ("one", "two"):
+        (output.prepare() / RECEIPT).write_text(text)
+        output.publish()
+    assert sorted(os.listdir(tmp_path)) == ["out", "out.replaced"]
+    assert [(tmp_path / name / RECEIPT).read_text() for name in ("out", "out.replaced")] == ["two", "mine"]
