@@ -48,10 +48,11 @@ class OutputFolder:
 
     def obstacle(self) -> Problem | None:
         """What stands in the way whatever the merge: files that dopkit did not make are never touched."""
-        for path, marker in ((self.path, RECEIPT), (self.partial, JOURNAL)):
+        # A run that was killed at its very beginning has left a lock alone.
+        for path, markers in ((self.path, [RECEIPT]), (self.partial, [JOURNAL, LOCK])):
             if path.exists() and not path.is_dir():
                 return Problem(str(path), "is in the way: it is a file", "Choose another folder with -o.")
-            if path.is_dir() and any(path.iterdir()) and not (path / marker).is_file():
+            if path.is_dir() and any(path.iterdir()) and not any((path / marker).is_file() for marker in markers):
                 what = "is in the way: it holds files that dopkit did not make"
                 return Problem(str(path), what, "Choose another folder with -o, or move it away.")
         if self._replaces and Path.cwd().is_relative_to(self.path.resolve()):

@@ -170,7 +170,8 @@ def _left_by_guests(folder: Path) -> list[list[Entry]]:
 
 
 def _clear(folder: Path) -> None:
-    for path in folder.iterdir():
+    """Remove all but the lock; the journal last, so that whoever is killed meanwhile leaves what tells whose it was."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == JOURNAL):
         if path.is_dir():
             shutil.rmtree(path)
         elif path.name != LOCK:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dopkit import layout
 from dopkit.errors import OutputError
 from dopkit.writer import Journal, OutputFolder, ShardFile, ShardWriter
+from dopkit.writer import journal as journals
 from dopkit.writer.folder import RECEIPT
 
 TENSORS = {
@@ -203,3 +204,26 @@ def test_a_copy_beside_the_folder_is_left_alone(tmp_path: Path) -> None:
         output.publish()
     assert sorted(os.listdir(tmp_path)) == ["out", "out.replaced"]
     assert [(tmp_path / name / RECEIPT).read_text() for name in ("out", "out.replaced")] == ["two", "mine"]
+
+
+def test_killed_before_its_journal_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or while it threw away another merge: the folder is dopkit's, and the next run says so."""
+    output = OutputFolder(tmp_path / "out")
+    folder = output.prepare()
+    (folder / "journal.lock").write_text("")
+    assert output.obstacle() is None
+    (folder / "journal.jsonl").write_text('{"fingerprint": "old"}\n{"name": "a", "crc": 1}\n')
+    for name in ("a.safetensors", "z.safetensors"):
+        (folder / name).write_text("")
+    (folder / "steps").mkdir()
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(journals.shutil, "rmtree", killed)
+        Journal(folder, "new", overwrite=True)
+    with pytest.raises(OutputError, match="holds an unfinished merge of another recipe"):
+        Journal(folder, "new", overwrite=False)
+    Journal(folder, "new", overwrite=True).close()
+    assert sorted(os.listdir(folder)) == ["journal.jsonl", "journal.lock"]
