@@ -15,7 +15,7 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.planning import Plan
 from dopkit.planning.heads import LABEL_KEYS
 from dopkit.specs import DTYPES, MERGEABLE
-from dopkit.writer import write_text
+from dopkit.writer import write_text, writing
 
 
 def write_side_files(
@@ -33,8 +33,10 @@ def write_side_files(
         written.append("config.json")
     for name in donor.side_files:
         target = folder / name
-        target.parent.mkdir(exist_ok=True)
-        shutil.copyfile(donor.side_file(name), target)
+        source = donor.side_file(name)
+        with writing(target):
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)
         written.append(name)
     return written
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dopkit.writer.failing import writing
 from dopkit.writer.folder import EVALUATION, JOURNAL, RECEIPT, REPORT, OutputFolder, guest_journal
 from dopkit.writer.journal import GuestJournal, Journal, parse_lines, read_journal
 from dopkit.writer.shards import ShardFile, ShardWriter, write_text
@@ -22,4 +23,5 @@ __all__ = [
     "parse_lines",
     "read_journal",
     "write_text",
+    "writing",
 ]

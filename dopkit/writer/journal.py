@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from dopkit.errors import OutputError, Problem
+from dopkit.writer.failing import writing
 from dopkit.writer.folder import GUESTS, JOURNAL, LOCK, guest_journal
 
 Entry = dict[str, Any]
@@ -33,18 +34,22 @@ class Lines:
         self._handle: int | None = None
 
     def _begin(self, header: Mapping[str, Any]) -> None:
-        self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        # A line cut short must not swallow the next one.
-        os.write(self._handle, b"\n" if os.fstat(self._handle).st_size else b"")
+        with writing(self._path):
+            self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            # A line cut short must not swallow the next one.
+            os.write(self._handle, b"\n" if os.fstat(self._handle).st_size else b"")
         self.append(dict(header))
 
     def append(self, entry: Entry) -> None:
-        """Write one line, stamped with the seconds since this session began."""
+        """Write one line, stamped with the seconds since this session began. Raises OutputError."""
         assert self._handle is not None
         entry = {**entry, "at": round(time.monotonic() - self._started, 3)}
+        line = json.dumps(entry).encode() + b"\n"
+        with writing(self._path):
+            while line:  # of a line too long for the room that is left, the system takes the beginning
+                line = line[os.write(self._handle, line) :]
         if "name" in entry:
             self.entries[entry["name"]] = entry
-        os.write(self._handle, json.dumps(entry).encode() + b"\n")
 
     def close(self) -> None:
         """Release the lock; the journal stays for the next run, unless the folder was published."""
@@ -154,10 +159,11 @@ def parse_lines(text: bytes) -> list[Entry]:
 
 def _locked(path: Path) -> FileLock:
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputError(f"another dopkit is writing to {path.parent}") from None
+    with writing(path.parent):
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:  # an OSError, too
+            raise OutputError(f"another dopkit is writing to {path.parent}") from None
     return lock
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from dopkit.errors import OutputError, Problem
 from dopkit.layout import INDEX_FILE, Placed, Shard, index_json
 from dopkit.writer.behind import WriteBehind
+from dopkit.writer.failing import writing
 from dopkit.writer.journal import Journal
 from dopkit.writer.tensors import OpenFile, TensorWriter
 
@@ -173,8 +174,7 @@ class _OpenShard(OpenFile):
 
     def finish(self) -> ShardFile:
         self._hashing.drain()
-        handle = self._opened()  # a shard of empty tensors was never written to
-        os.pwrite(handle, self.shard.header, 0)
+        super().write(0, memoryview(self.shard.header))
         for chunk in self._chunks(self._hashed, self.shard.size):
             self._hash.update(chunk)
         self.close()
@@ -222,10 +222,11 @@ def _allocate(handle: int, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all."""
+    """Write a small file so that it is there whole or not at all. Raises OutputError."""
     beside = path.with_name(path.name + ".new")
-    beside.write_text(text, encoding="utf-8")
-    beside.rename(path)
+    with writing(path):
+        beside.write_text(text, encoding="utf-8")
+        beside.rename(path)
 
 
 _NOT_SHARED = "All processes must write to one folder: is it on storage that every machine shares?"

@@ -8,13 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dopkit.errors import OutputError, Problem
 from dopkit.layout import Placed, Shard
+from dopkit.writer.failing import writing
 
 
 class Entries(Protocol):
@@ -117,13 +117,8 @@ class TensorWriter:
             with self._failing():
                 file.close()
 
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            full = "Make room and run the same command again: it goes on from here."
-            lacks = "Another process made it: is the folder on storage that every machine shares?"
-            remedy = {errno.ENOSPC: full, errno.ENOENT: lacks}.get(error.errno or 0, "")
-            problem = Problem("", error.strerror or str(error), remedy)
-            raise OutputError(f"cannot write to {self._folder}", [problem]) from error
+    def _failing(self) -> AbstractContextManager[None]:
+        return writing(self._folder, {errno.ENOENT: _LACKS})
+
+
+_LACKS = "Another process made it: is the folder on storage that every machine shares?"

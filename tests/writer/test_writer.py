@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from dopkit import layout
 from dopkit.errors import OutputError
-from dopkit.writer import Journal, OutputFolder, ShardFile, ShardWriter
+from dopkit.writer import Journal, OutputFolder, ShardFile, ShardWriter, write_text
 from dopkit.writer import journal as journals
 from dopkit.writer.folder import RECEIPT
 
@@ -192,6 +192,49 @@ def test_what_stands_in_the_way(tmp_path: Path) -> None:
 
 
 FULL = r"No space left on device\n    Make room and run the same command again"
+
+
+def full(*_: object, **__: object) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_locks(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+def test_a_disk_that_has_no_room_for_the_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files have their room from the start, so that this is where a disk that others fill shows."""
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(), journal)
+    writer.write("a", 0, data("a"))
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=FULL):
+        patch.setattr(os, "write", full)
+        writer.complete("a", {})
+    writer.close()
+    journal.close()
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=FULL):
+        patch.setattr(Path, "write_text", full)
+        write_text(tmp_path / "config.json", "{}")
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="No locks"):
+        patch.setattr(journals.FileLock, "acquire", no_locks)
+        Journal(tmp_path, "x", overwrite=False)
+
+
+def test_what_the_system_takes_in_pieces_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of the journal, and the header of a shard."""
+    write_some, place_some = os.write, os.pwrite
+    monkeypatch.setattr(os, "write", lambda handle, data: write_some(handle, bytes(data)[:7]))
+    monkeypatch.setattr(os, "pwrite", lambda handle, data, offset: place_some(handle, bytes(data)[:7], offset))
+    journal = Journal(tmp_path, "x", overwrite=False)
+    writer = ShardWriter(tmp_path, shards(), journal)
+    for name in TENSORS:
+        write(writer, name)
+    (shard,) = writer.finish()
+    writer.close()
+    journal.close()
+    assert journals.read_journal(tmp_path)[1:] == list(journal.entries.values())
+    assert shard.sha256 == hashlib.sha256((tmp_path / shard.file).read_bytes()).hexdigest()
+    assert torch.equal(load_file(tmp_path / shard.file)["a"], TENSORS["a"])
 
 
 def test_a_copy_beside_the_folder_is_left_alone(tmp_path: Path) -> None:
