@@ -77,7 +77,6 @@ class Crew(Generic[T, W]):
     def _begin(self, work: W) -> None:
         work.admitted()
         started = _Started[T, W](work, self._change, self._cores and (self._cores if work.alone else 1))
-        started.hand.first = not self._line
         self._line.append(started)
         self._begun.put(started)
         if len(self._threads) < min(self._hands, len(self._line)):
@@ -110,16 +109,14 @@ class Crew(Generic[T, W]):
             self._change.wait_for(
                 lambda: first.hand.given or first.finished or (waiting is not None and self._takes(waiting))
             )
-            given, over = list(first.hand.given), first.finished
-            first.hand.given.clear()
-            first.hand.held = 0
+            given, over = first.hand.fetch(), first.finished
             if over and first.error is None:
                 self._line.popleft()
-                if self._line:
-                    self._line[0].hand.first = True
-            self._change.notify_all()
         while given:
-            yield first.work, given.pop(0)
+            nbytes, what = given.popleft()
+            yield first.work, what
+            del what
+            first.hand.taken(nbytes)
         if over and first.error is not None:
             raise first.error
         if over:
@@ -145,9 +142,9 @@ class Hand(Generic[T]):
     """What a piece of work knows of the crew: where to put what it gives, and that it may be stopped."""
 
     def __init__(self, change: threading.Condition) -> None:
-        self.given: deque[T] = deque()
-        self.held = 0  # bytes of what is given and not taken
-        self.first = self.stopped = False
+        self.given: deque[tuple[int, T]] = deque()  # and not fetched
+        self.held = 0  # bytes of what is given and not taken yet
+        self.stopped = False
         self._change = change
         self._thread: int | None = None  # that may be broken off now
 
@@ -163,16 +160,24 @@ class Hand(Generic[T]):
             self._thread = None
 
     def give(self, nbytes: int, what: T) -> None:
-        """Wait until there is room for it, or it is the turn of this piece."""
+        """Wait until there is room for it: also when it is the turn of this piece, and whoever takes it is slow."""
         self.shielded(partial(self._put, nbytes, what))
 
     def _put(self, nbytes: int, what: T) -> None:
         with self._change:
-            self._change.wait_for(
-                lambda: self.stopped or self.first or not self.held or self.held + nbytes <= _HELD_BYTES
-            )
-            self.given.append(what)
+            self._change.wait_for(lambda: self.stopped or not self.held or self.held + nbytes <= _HELD_BYTES)
+            self.given.append((nbytes, what))
             self.held += nbytes
+            self._change.notify_all()
+
+    def fetch(self) -> deque[tuple[int, T]]:
+        """What was given, with its bytes; each is held until it is ``taken``."""
+        given, self.given = self.given, deque()
+        return given
+
+    def taken(self, nbytes: int) -> None:
+        with self._change:
+            self.held -= nbytes
             self._change.notify_all()
 
     def shielded(self, call: Callable[[], R]) -> R:

@@ -167,10 +167,12 @@ class _OpenShard(OpenFile):
         return found == crc
 
     def write(self, offset: int, data: memoryview) -> None:
-        super().write(offset, data)
-        if self._hashed == offset:
+        if follows := self._hashed == offset:
             self._hashing.put(len(data), partial(self._hash.update, data))
             self._hashed = offset + len(data)
+        super().write(offset, data)
+        if follows and len(data) > _HASH_BYTES:
+            self._hashing.drain()  # what is large is not held, uncounted, while the next is made
 
     def finish(self) -> ShardFile:
         self._hashing.drain()

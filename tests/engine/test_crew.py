@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from dopkit.engine import crew as crews
 from dopkit.engine.crew import Crew, Hand, Stopped
 
 
@@ -175,3 +176,23 @@ def test_what_holds_locks_is_not_broken_off() -> None:
     crew.stop()
     crew.join()
     assert done == ["whole"]
+
+
+def test_who_comes_first_waits_for_whoever_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A piece that gives more than it takes, as one that keeps every step, does not fill the memory: a disk is slow."""
+    monkeypatch.setattr(crews, "_HELD_BYTES", 20)
+    given_so_far = 0
+
+    def work(hand: Hand[int]) -> None:
+        nonlocal given_so_far
+        for number in range(10):
+            hand.give(10, number)
+            given_so_far = number + 1
+
+    crew = Crew[int, Number](2, 100, None)
+    results = given(crew, iter([Number(7, Count(), work)]))
+    assert next(results) == 7
+    time.sleep(0.2)
+    assert given_so_far <= 2
+    assert list(results) == [*range(10), 7, "end of 7"]
+    crew.join()
