@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from dopkit.errors import CheckpointError, Problem
 from dopkit.specs import DTYPES, LFS_POINTER, NOT_PULLED, TRUNCATED, TensorSpec, header_length, parse_header
 
 _LARGEST_READ = 1 << 30  # the kernel gives at most 2 GiB at once
+_MOST_OPEN = 4  # files of one model: a merge goes from one to the next, and a process may have few hundred open
 _TORCH_NAMES = {f"torch.{dtype.torch}": name for name, dtype in DTYPES.items()}
 
 
@@ -55,12 +57,20 @@ def placed(spec: TensorSpec, rows: tuple[int, int] | None) -> tuple[torch.Tensor
     return torch.empty(shape, dtype=torch_dtype(spec.dtype)), spec.offset + start * (spec.nbytes // max(1, spec.rows))
 
 
+class _Handle:
+    """An open file, closed when nobody has it any more: never under somebody who reads."""
+
+    def __init__(self, path: Path) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
+
+
 class SafetensorsFiles:
-    """Safetensors files read by position, each opened when first needed. ``paths``: a spec's file to its place."""
+    """Safetensors files read by position, a few of them open at a time. ``paths``: a spec's file to its place."""
 
     def __init__(self, paths: Mapping[str, Path]) -> None:
         self._paths = paths
-        self._handles: dict[str, int] = {}
+        self._handles: dict[str, _Handle] = {}  # the one that was used last stands last
         self._lock = threading.Lock()
 
     def read(self, spec: TensorSpec, rows: tuple[int, int] | None) -> torch.Tensor:
@@ -76,24 +86,24 @@ class SafetensorsFiles:
         try:
             handle = self._handle(spec.file)
             while done < len(view):
-                got = os.preadv(handle, [view[done : done + _LARGEST_READ]], start + done)
+                got = os.preadv(handle.number, [view[done : done + _LARGEST_READ]], start + done)
                 if got == 0:
                     raise CheckpointError(f"{path} ends in the middle of {spec.name}", [Problem("", TRUNCATED)])
                 done += got
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    def _handle(self, file: str) -> int:
+    def _handle(self, file: str) -> _Handle:
         with self._lock:
-            if file not in self._handles:
-                self._handles[file] = os.open(self._paths[file], os.O_RDONLY)
-            return self._handles[file]
+            handle = self._handles.pop(file, None) or _Handle(self._paths[file])
+            self._handles[file] = handle
+            while len(self._handles) > _MOST_OPEN:
+                del self._handles[next(iter(self._handles))]
+            return handle
 
     def close(self) -> None:
         """Let go of the files; a later read opens them again."""
         with self._lock:
-            for handle in self._handles.values():
-                os.close(handle)
             self._handles.clear()
 
 

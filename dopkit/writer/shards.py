@@ -74,7 +74,9 @@ class ShardWriter(TensorWriter):
     def _good(self, file: _OpenShard) -> set[str]:
         """The tensors of a shard that an earlier run completed."""
         tensors = file.shard.tensors
-        return {tensor.name for tensor in tensors if file in self._finished or self._still_good(file, tensor)}
+        good = {tensor.name for tensor in tensors if file in self._finished or self._still_good(file, tensor)}
+        file.close()  # as in ``make``
+        return good
 
     def _still_good(self, file: _OpenShard, tensor: Placed) -> bool:
         entry = self._journal.entries.get(self.key(tensor.name))
@@ -185,6 +187,7 @@ class _OpenShard(OpenFile):
     def make(self) -> None:
         """The file at its full size; what is in it stays."""
         self._opened()
+        self.close()  # there may be more of them than a process may have open
 
     def _open(self) -> int:
         """The file, made at its full size at the first write: a full disk shows before the work, not after.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_closing_lets_go_of_the_file(path: Path) -> None:
     _, specs = read_header(path, FILE)
     weights = SafetensorsFiles({FILE: path})
     weights.read(specs["U8.vector"], None)
-    (handle,) = weights._handles.values()
+    (handle,) = (handle.number for handle in weights._handles.values())
     weights.close()
     with pytest.raises(OSError):
         os.fstat(handle)
@@ -311,3 +312,23 @@ def test_bytes_of_a_tensor_are_its_own(shape: tuple[int, ...]) -> None:
     assert len(view) == tensor.numel() * 2
     view[:2] = b"\x80\x3f"  # 1.0
     assert tensor.reshape(-1)[0] == 1.0
+
+
+def test_few_files_are_open_and_none_is_closed_under_a_reader(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model may have more files than a process may have open; another thread may close it at any time."""
+    _, specs = read_header(path, FILE)
+    spec, expected = specs["U8.vector"], load_file(path)["U8.vector"]
+    names = [f"{number}.safetensors" for number in range(20)]
+    weights = SafetensorsFiles(dict.fromkeys(names, path))
+    before = len(os.listdir("/dev/fd"))
+    assert all(same_bits(weights.read(replace(spec, file=name), None), expected) for name in names)
+    assert len(os.listdir("/dev/fd")) - before <= 4
+    read_some = os.preadv
+
+    def closing(handle: int, *rest: Any) -> int:
+        weights.close()
+        return read_some(handle, *rest)
+
+    monkeypatch.setattr(os, "preadv", closing)
+    assert same_bits(weights.read(replace(spec, file=names[0]), None), expected)
+    assert len(os.listdir("/dev/fd")) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -260,6 +261,29 @@ def test_what_is_large_is_let_go_before_the_next_is_made(tmp_path: Path) -> None
     assert shard.sha256 == hashlib.sha256((tmp_path / shard.file).read_bytes()).hexdigest()
     writer.close()
     journal.close()
+
+
+def test_more_files_than_a_process_may_have_open(tmp_path: Path) -> None:
+    """Made beforehand, written, and looked at again by a second run."""
+    names = [f"t{number}" for number in range(60)]
+    many = layout.lay_out([(name, "U8", (8,)) for name in names], 8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir("/dev/fd")}
+    thirty_more = [number for number in range(len(used) + 30) if number not in used][29]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (thirty_more + 1, hard))
+    try:
+        for done in (len(names) - 1, len(names)):
+            journal = Journal(tmp_path, "x", overwrite=False)
+            writer = ShardWriter(tmp_path, many, journal)
+            writer.preallocate()
+            for name in names[:done]:
+                writer.write(name, 0, memoryview(b"12345678"))
+                writer.complete(name, {})
+            writer.close()
+            journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(writer.finish()) == len(names)
 
 
 def test_a_copy_beside_the_folder_is_left_alone(tmp_path: Path) -> None:
