@@ -20,8 +20,11 @@ from stopping import Stopped, stop_after
 import dopkit
 from dopkit import hub as hub_room
 from dopkit import hub_recipes
+from dopkit.engine import pieces
 from dopkit.engine.stage import StageCheckpoint
 from dopkit.errors import MergeError, OutputError, PlanError, RecipeError
+from dopkit.methods.dop import Dop
+from dopkit.methods.fold import Context
 from dopkit.planning import jobs, streaming
 from dopkit.recipe.reading import load_recipe
 
@@ -481,3 +484,38 @@ def test_task_vectors_of_stages(llama: Path, tmp_path: Path) -> None:
     folder = one_by_one(documents, llama, tmp_path)
     alone = dopkit.inspect(load_recipe(folder / "dopkit_recipe.yaml"))
     assert dopkit.inspect(recipe_of(documents, llama)).as_data() == alone.as_data()
+
+
+# Threads and memory
+
+
+def test_a_stage_is_merged_with_the_threads_of_a_merge_of_its_own(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums depend on them. Small matrices have one thread each, large ones all; what is read for either has all."""
+    seen: dict[tuple[int, ...], set[int]] = {}
+    start = Dop.start
+
+    def starting(self: Dop, base: torch.Tensor | None, first: torch.Tensor, ctx: Context) -> Any:
+        seen.setdefault(tuple(first.shape), set()).add(torch.get_num_threads())
+        return start(self, base, first, ctx)
+
+    monkeypatch.setattr(Dop, "start", starting)
+    monkeypatch.setattr(pieces, "ALONE_SIDE", 16)
+    documents = [
+        {"name": "a", "models": ["./e0", "./e1"], **DOP},
+        {"name": "b", "models": ["a", "./e2"], **DOP},
+        {"models": ["b", "./e3"], **LINEAR},
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        kept = dopkit.run(recipe_of(documents, llama), tmp_path / "kept", dopkit.Options(keep_stages=True))
+        by_itself = dict(seen)
+        seen.clear()
+        dopkit.run(recipe_of(documents, llama), tmp_path / "out")
+    finally:
+        torch.set_num_threads(before)
+    assert seen == by_itself
+    assert {1, 2} == set.union(*seen.values()) and all(len(threads) == 1 for threads in seen.values())
+    assert files(tmp_path / "out") == files(kept.folder)

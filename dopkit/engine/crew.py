@@ -17,6 +17,8 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 
+from dopkit.engine.threads import compute_with
+
 T = TypeVar("T")
 R = TypeVar("R")
 _HELD_BYTES = 16_000_000  # that a piece may have given before its turn comes
@@ -215,7 +217,7 @@ class _Started(Generic[T, W]):
     def run(self) -> None:
         try:
             if self._cores:
-                torch.set_num_threads(self._cores)  # of this thread alone
+                compute_with(self._cores)
             with self.hand.working():
                 self.work.run(self.hand)
         except BaseException as error:

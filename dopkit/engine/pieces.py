@@ -67,7 +67,7 @@ class Piece:
         self.raw_bytes = sum(map(read_bytes, self.reads))
         self.nbytes = job.held_bytes + self.raw_bytes
         self._scratch = scratch if job.parked else None
-        self.alone = job.rule.cut is Cut.MATRICES and min(job.part_shape[-2:], default=0) >= ALONE_SIDE
+        self.alone = done_alone(job)
         self.first, self.last = index == 0, rows is None or rows[1] == job.rows
         self.share = 1.0 if rows is None else (rows[1] - rows[0]) / job.rows
         self.waits = outputs.waits(job)
@@ -119,6 +119,11 @@ class Piece:
         check_finite(self.job, result, self._inputs.of(self.job))
         # the next step may overwrite the state while this is being written
         return result.clone() if step != max(self.merged) and result.data_ptr() == merged.data_ptr() else result
+
+
+def done_alone(job: TensorJob) -> bool:
+    """Whether a part is merged with all cores, and nothing beside it; else with one."""
+    return job.rule.cut is Cut.MATRICES and min(job.part_shape[-2:], default=0) >= ALONE_SIDE
 
 
 def reads(inputs: Inputs, job: TensorJob, rows: Rows) -> Iterator[Read]:

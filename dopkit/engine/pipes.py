@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dopkit.engine.threads import compute_with
 from dopkit.writer.behind import WriteBehind
 
 __all__ = ["ReadAhead", "Request", "WriteBehind"]
@@ -41,7 +42,7 @@ class ReadAhead:
         self._change = threading.Condition()
         self._closed = False
         self._following: Request | None = next(self._requests, None)
-        prepare = (lambda: torch.set_num_threads(threads)) if threads else None
+        prepare = (lambda: compute_with(threads)) if threads else None
         self._thread = ThreadPoolExecutor(1, "dopkit-read", initializer=prepare)
 
     def allow(self, budget: int) -> None:

@@ -20,6 +20,8 @@ from dopkit.checkpoints.reading import torch_dtype
 from dopkit.device import Devices
 from dopkit.engine.inputs import Inputs, device_of
 from dopkit.engine.parts import Parts
+from dopkit.engine.pieces import done_alone
+from dopkit.engine.threads import computing_with
 from dopkit.errors import MergeError
 from dopkit.planning import Staged, TensorJob
 from dopkit.refs import ModelRef
@@ -143,14 +145,20 @@ class StageCheckpoint(Checkpoint):
 
     def _merge(self, job: TensorJob, part: Rows) -> torch.Tensor:
         inputs = self.reads(job.name, part)
+        on_cpu = self._devices.main.type == "cpu"
+        cores = torch.get_num_threads() if on_cpu else None
 
         def following() -> torch.Tensor:
             checkpoint, name, rows = next(inputs)
-            return checkpoint.read(name, rows)
+            with computing_with(cores):
+                return checkpoint.read(name, rows)
 
         parts = Parts(self._inputs, job, device_of(job, self._devices), following)
+        # with as many as where the stage is merged by itself: see ``Engine``
+        threads = 1 if on_cpu and not done_alone(job) else cores
         try:
-            ((_, result),) = parts.results(part[0] // job.part_rows, part, [self.staged.plan.last_step])
+            with computing_with(threads):
+                ((_, result),) = parts.results(part[0] // job.part_rows, part, [self.staged.plan.last_step])
         except MergeError as error:
             shown = f"stage {self.ref.text}"
             problems = [replace(one, place=": ".join(filter(None, (shown, one.place)))) for one in error.problems]
