@@ -7,6 +7,7 @@ from dataclasses import replace
 from dopkit.checkpoints import open_checkpoint
 from dopkit.cluster import Cluster
 from dopkit.merging import merge
+from dopkit.planning import Plan
 from dopkit.planning.outputs import STAGES
 from dopkit.preparing import Options, Prepared
 from dopkit.processes import Processes
@@ -25,7 +26,7 @@ def keep_stages(prepared: Prepared, progress: Progress, processes: Processes, cl
         prepared.open_journal().close()  # from here on the working folder is that of this very merge
     for stage in prepared.sources.stages:
         name, staged = stage.ref.text, stage.staged
-        plan = replace(staged.plan, stream_bytes=prepared.plan.stream_bytes)
+        plan = _within(staged.plan, prepared.plan)
         sources = Sources(plan, stage.donor, stage.models, (), staged.donor)
         output = OutputFolder(prepared.output.partial / STAGES / name)
         own = Prepared(plan.recipe, sources, prepared.devices, output)
@@ -33,3 +34,15 @@ def keep_stages(prepared: Prepared, progress: Progress, processes: Processes, cl
             progress.note(f"stage {name}")
             merge(own, progress, Options(processes=processes, cluster=cluster))
         stage.read_from(open_checkpoint(ModelRef(name, folder=output.path.absolute())))
+
+
+def _within(stage: Plan, whole: Plan) -> Plan:
+    """The plan of a stage, which was made for any memory, with that of the recipe as a whole."""
+    return replace(
+        stage,
+        stream_bytes=whole.stream_bytes,
+        buffers=whole.buffers,
+        work_bytes=whole.work_bytes,
+        program_bytes=whole.program_bytes,
+        memory_bytes=stage.memory_bytes + whole.program_bytes,
+    )

@@ -20,12 +20,14 @@ from stopping import Stopped, stop_after
 import dopkit
 from dopkit import hub as hub_room
 from dopkit import hub_recipes
-from dopkit.engine import pieces
+from dopkit.engine import Engine, pieces
 from dopkit.engine.stage import StageCheckpoint
 from dopkit.errors import MergeError, OutputError, PlanError, RecipeError
+from dopkit.measure import resident_bytes
 from dopkit.methods.dop import Dop
 from dopkit.methods.fold import Context
 from dopkit.planning import jobs, streaming
+from dopkit.planning.buffers import Buffers
 from dopkit.recipe.reading import load_recipe
 
 Document = dict[str, Any]
@@ -519,3 +521,21 @@ def test_a_stage_is_merged_with_the_threads_of_a_merge_of_its_own(
     assert seen == by_itself
     assert {1, 2} == set.union(*seen.values()) and all(len(threads) == 1 for threads in seen.values())
     assert files(tmp_path / "out") == files(kept.folder)
+
+
+def test_kept_stages_stay_within_the_memory_of_the_whole(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets: list[tuple[int, Buffers]] = []
+    make = Engine.__init__
+
+    def making(self: Engine, plan: Any, *args: Any, **kwargs: Any) -> None:
+        budgets.append((plan.work_bytes, plan.buffers))
+        make(self, plan, *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "__init__", making)
+    limit = resident_bytes() + 200_000_000
+    options = dopkit.Options(keep_stages=True, max_memory=limit)
+    result = dopkit.run(recipe_of(CASES["elementwise"], llama), tmp_path / "out", options)
+    assert budgets == [(result.plan.work_bytes, result.plan.buffers)] * 2
+    assert budgets[0][0] < 200_000_000
