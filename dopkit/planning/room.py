@@ -119,8 +119,8 @@ def problems_of(plan: Plan, room: Room) -> list[Problem]:
 
 def disk_problems(plan: Plan, room: Room) -> list[Problem]:
     problems = []
-    largest_two = sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
-    output = (largest_two + plan.scratch_bytes if room.shards_leave else plan.disk_bytes) - room.written
+    leaving = plan.output_bytes - sum(sorted((shard.size for shard in plan.shards), reverse=True)[:2])
+    output = plan.disk_bytes - (leaving if room.shards_leave else 0) - room.written
     state = plan.continues.download_bytes if plan.continues else 0
     download = state if plan.streamed else plan.download_bytes
     if room.shared_disk:

@@ -44,6 +44,17 @@ def test_shards_that_leave_need_the_room_of_two(llama: Path) -> None:
     assert len(messages(plan, Room(disk=two - 1, cache_disk=GB, memory=PLENTY, shards_leave=True))) == 1
 
 
+def test_what_stays_when_shards_leave_needs_its_room(vit: Path) -> None:
+    """Results that wait for the scale of the whole model, and the models of earlier steps."""
+    text = "base_model: ./base\nmerge_method: opcm\nmodels: [./e0, ./e1]"
+    options = dopkit.Options(max_shard_size=5000, save_steps=True)
+    plan = dopkit.plan(dopkit.parse_recipe(text, folder=vit), options=options)
+    two = sum(sorted(shard.size for shard in plan.shards)[-2:])
+    stays = plan.output_bytes + 2 * sum(shard.size for shard in plan.unscaled_shards)
+    assert messages(plan, Room(disk=two + stays, cache_disk=GB, memory=PLENTY, shards_leave=True)) == []
+    assert len(messages(plan, Room(disk=two + stays - 1, cache_disk=GB, memory=PLENTY, shards_leave=True))) == 1
+
+
 def test_each_shortage_has_its_numbers(plan: dopkit.Plan) -> None:
     found = messages(plan, Room(disk=10_000, cache_disk=10_000, memory=1_000_000))
     assert found[0].startswith("too little disk space for the output: ") and found[0].endswith(", 10 kB there")
