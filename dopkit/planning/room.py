@@ -65,7 +65,7 @@ def needs(plan: Plan, donor: Model, models: Sequence[Model], room: Room) -> Need
         job = max(job, host_bytes(one, room) + made + together)
         making = max(making, made)
         read = max(read, *reads)
-        written = max(written, *_writes(one, plan.keeps_state))
+        written = max(written, *_writes(plan, one))
     return Needs(job, making, read, written)
 
 
@@ -101,9 +101,11 @@ def _reads(job: TensorJob, donor: Model, models: Sequence[Model]) -> Iterator[in
         yield from (FLOAT32 * math.prod(job.part_shape) for _ in one.companions)
 
 
-def _writes(job: TensorJob, keeps_state: bool) -> Iterator[int]:
-    yield DTYPES[job.dtype].size * math.prod(job.part_shape)
-    if keeps_state and job.rule.fold is not None:
+def _writes(plan: Plan, job: TensorJob) -> Iterator[int]:
+    """The sizes of one part of all that is written; what waits for its scale is not rounded yet."""
+    waits = plan.scale == "norm" and job.rule.fold is not None
+    yield DTYPES[job.working_dtype if waits else job.dtype].size * math.prod(job.part_shape)
+    if plan.keeps_state and job.rule.fold is not None:
         for dtype, shape in job.rule.state(job.part_shape).values():
             yield DTYPES[dtype].size * math.prod(shape)
 

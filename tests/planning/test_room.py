@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import dopkit
+from dopkit import skeleton
 from dopkit.errors import PlanError
 from dopkit.measure import resident_bytes
-from dopkit.planning import buffers
+from dopkit.planning import buffers, matching
 from dopkit.planning import room as rooms
 from dopkit.planning.room import Room
 
@@ -53,6 +54,20 @@ def test_what_stays_when_shards_leave_needs_its_room(vit: Path) -> None:
     stays = plan.output_bytes + 2 * sum(shard.size for shard in plan.unscaled_shards)
     assert messages(plan, Room(disk=two + stays, cache_disk=GB, memory=PLENTY, shards_leave=True)) == []
     assert len(messages(plan, Room(disk=two + stays - 1, cache_disk=GB, memory=PLENTY, shards_leave=True))) == 1
+
+
+def test_what_waits_for_its_scale_is_written_in_float32(llama: Path) -> None:
+    plans = [
+        dopkit.plan(dopkit.parse_recipe(f"base_model: ./base\nmerge_method: dop\nmodels: [./e0]{more}", folder=llama))
+        for more in ("", "\nparameters: {scale: norm}")
+    ]
+    model = matching.Model(plans[0].donor, {}, None, skeleton.build(None, {}))
+    written = []
+    for plan in plans:
+        jobs = tuple(dataclasses.replace(job, base=None, inputs=()) for job in plan.jobs)
+        need = rooms.needs(dataclasses.replace(plan, jobs=jobs), model, [], Room(GB, GB, PLENTY))
+        written.append(need.written)
+    assert written[1] == 2 * written[0] > 0
 
 
 def test_each_shortage_has_its_numbers(plan: dopkit.Plan) -> None:
