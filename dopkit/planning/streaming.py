@@ -68,11 +68,17 @@ def decide(plan: Plan, models: Iterable[Model], room: StreamRoom, wanted: bool) 
         measured = plan.recipe.method.measures(plan.recipe.parameters)
         return replace(source, download_bytes=source.download_bytes * (2 if measured else 1))
 
+    def again(donor: Source) -> Source:
+        """The base is read a second time for results that wait for the scale of the whole model."""
+        waiting = [job.base for job in plan.jobs if plan.scale == "norm" and job.rule.fold]
+        own = needed.get(donor.ref.key, {})
+        return replace(donor, download_bytes=donor.download_bytes + sum(own.get(name or "", 0) for name in waiting))
+
     stream_bytes = _held_ahead(plan, room)
     return replace(
         plan,
         stream_bytes=stream_bytes,
-        donor=streamed(plan.donor),
+        donor=again(streamed(plan.donor)),
         models=tuple(map(streamed, plan.models)),
         companions=tuple({name: twice(streamed(source)) for name, source in own.items()} for own in plan.companions),
         notes=notes,

@@ -93,3 +93,11 @@ def test_a_plan_of_folders_is_never_streamed(llama: Path, given: bool) -> None:
     recipe = dopkit.parse_recipe("base_model: ./base\nmerge_method: dop\nmodels: [./e0]", folder=llama)
     options = dopkit.Options(stream=True, max_memory=GB if given else None)
     assert not dopkit.plan(recipe, options=options).streamed
+
+
+def test_a_base_that_is_read_twice_is_counted_twice(llama: Path) -> None:
+    """The second pass scales, which reads the base of every tensor that was folded once more."""
+    plan, models = prepared(llama, text="copy: ['*mlp*']\nparameters: {scale: norm}")
+    made = decide(plan, models, PLENTY, wanted=True)
+    once = {job.name: (1 if job.rule.fold is None else 2) for job in plan.jobs}
+    assert made.donor.download_bytes == sum(spec.nbytes * once[name] for name, spec in models[0].specs.items())
