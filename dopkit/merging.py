@@ -90,7 +90,7 @@ def _lead(
         with _executor(prepared, options, journal, writers, progress, sizes) as executor:
             executor.do(folding(outputs), engine_of(prepared, outputs, executor.progress, sizes, kept).run)
             norms = measure(outputs)
-            if norms is not None:
+            if norms is not None and outputs.unscaled:
                 scale = scaling_by(outputs, sources, folder, executor.progress, norms)
                 executor.do(scaling(outputs, norms), scale)
         shards = writers[""].finish()

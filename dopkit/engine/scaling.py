@@ -62,8 +62,8 @@ def measure(outputs: Outputs[TensorWriter]) -> Norms | None:
     plan = outputs.plan
     if plan.scale != "norm":
         return None
-    last = outputs.unscaled[plan.last_step]
-    entries = [last.entry(job.name) for job in plan.jobs if outputs.waits(job)]
+    waiting = [job.name for job in plan.jobs if outputs.waits(job)]  # none where everything is copied
+    entries = [outputs.unscaled[plan.last_step].entry(name) for name in waiting]
     earlier = plan.continues.norms if plan.continues else ()
     new = len(plan.models) - (1 if plan.continues else 0)
     tasks = [math.sqrt(math.fsum(entry[TASKS][index] for entry in entries)) for index in range(new)]

@@ -118,3 +118,11 @@ def test_squares_are_added_in_float64() -> None:
     model = torch.ones(1 << 10)
     model[0] = 2.0**12
     assert squares(torch.zeros(1 << 10), model) == 2.0**24 + 1023
+
+
+def test_a_model_that_is_copied_has_nothing_to_scale(tmp_path: Path) -> None:
+    write(tmp_path / "base", BASE)
+    write(tmp_path / "e0", BASE + ONE)
+    text = "base_model: ./base\nmerge_method: opcm\ncopy: ['*']\nmodels: [./e0]\n"
+    done = dopkit.run(dopkit.parse_recipe(text, folder=tmp_path), tmp_path / "out", Options(save_steps=True))
+    assert torch.equal(result(tmp_path / "out"), BASE) and done.receipt["scale"] == 1
