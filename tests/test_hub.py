@@ -247,3 +247,15 @@ def test_offline_what_was_not_cached_is_said(model: ModelRef, offline: Callable[
         f"{model.short}: model.safetensors is not in the cache, and HF_HUB_OFFLINE is set",
         unset,
     ]
+
+
+def test_a_storage_that_breaks_is_said_in_a_sentence(model: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client of Xet storage raises RuntimeError."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("Data processing error: CAS service error : Request failed after 5 retries")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.hf_hub_download", broken)
+    said = refusal(hub.fetch, model, "model.safetensors")
+    assert said[0] == f"{model.short} cannot be read"
+    assert "Request failed after 5 retries" in said[1] and "Running the same command again continues." in said[2]

@@ -51,7 +51,7 @@ def explained(ref: ModelRef, file: str = "a file") -> Iterator[None]:
         yield
     except _KNOWN as error:
         raise known(ref, error, file) or error from error
-    except (HTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # RuntimeError: what Xet's storage has said
         raise HubError(f"{ref.short} cannot be read", [Problem("", first_line(error), AGAIN)]) from error
 
 
