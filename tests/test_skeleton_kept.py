@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -204,3 +205,12 @@ def test_a_second_plan_does_without_transformers(folder: Path, llama: Path) -> N
     assert first.endswith("True\n") and second.endswith("False\n")
     memory = re.compile("^memory: .*\n|(True|False)\n", re.MULTILINE)
     assert memory.sub("", first) == memory.sub("", second)
+
+
+def test_a_disk_that_is_full_is_not_littered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    assert skeleton.build(CONFIG, SHAPES).fallback is None
+    assert not list(folder.iterdir())

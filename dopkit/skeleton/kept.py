@@ -83,8 +83,13 @@ def _keep(place: Path, answer: bytes) -> None:
     """Write an answer, whole or not at all, and let go of those that were not wanted for longest."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with NamedTemporaryFile(dir=place.parent, suffix=".new", delete=False) as stream:
-        stream.write(answer)
-    os.replace(stream.name, place)
+        try:
+            stream.write(answer)
+            stream.flush()
+            os.replace(stream.name, place)
+        except OSError:
+            os.unlink(stream.name)
+            raise
     there = sorted(place.parent.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in there[_MOST:]:
         path.unlink(missing_ok=True)
