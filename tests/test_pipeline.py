@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ import tiny
 from hubserver import TestHub, connect, hub_environment
 
 import dopkit
-from dopkit.errors import PlanError
+from dopkit.errors import MergeError, OutputError, PlanError
 
 RECIPE = "base_model: org/base\nmerge_method: dop\nmodels: [org/e0@main, org/e1@v1]\n"
 
@@ -181,3 +183,33 @@ def test_killed_while_downloading_it_continues(hub: TestHub, tmp_path: Path, lla
     local = RECIPE.replace("org/", "./").replace("@main", "").replace("@v1", "")
     dopkit.run(dopkit.parse_recipe(local, folder=llama), tmp_path / "local")
     assert tiny.weights(tmp_path / "out") == tiny.weights(tmp_path / "local")
+
+
+class Training(dopkit.Progress):
+    """Somebody writes to a model when the first tensor is in hand."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def tensor(self, name: str) -> None:
+        os.utime(self.file)
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_folder_that_is_written_to_meanwhile_is_no_source(llama: Path, tmp_path: Path, kept: bool) -> None:
+    """Some of its tensors may be of the new weights; also where it is read for a stage."""
+    for name in ("base", "e0", "e1"):
+        shutil.copytree(llama / name, tmp_path / name)
+    stage = "name: a\nmerge_method: linear\nmodels: [./e0, ./e1]\nparameters: {weight: 0.5}\n---\n"
+    text = f"{stage}base_model: ./base\nmerge_method: ties\nmodels: [a]\nparameters: {{density: 0.5}}\n"
+    recipe = dopkit.parse_recipe(text, folder=tmp_path)
+    options = dopkit.Options(keep_stages=kept)
+    progress = Training(sorted((tmp_path / "e1").glob("*.safetensors"))[-1])
+    with pytest.raises(MergeError, match=r"(?s)not what they were when the merge began.*e1: its weights have been"):
+        dopkit.run(recipe, tmp_path / "out", options, progress)
+    assert not (tmp_path / "out").exists()
+    if not kept:  # else nothing of the result was made yet
+        with pytest.raises(OutputError, match="holds an unfinished merge"):
+            dopkit.run(recipe, tmp_path / "out", options)
+    again = dopkit.run(recipe, tmp_path / "out", dopkit.Options(keep_stages=kept, overwrite=True))
+    assert not again.already_there

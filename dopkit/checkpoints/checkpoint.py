@@ -49,6 +49,11 @@ class Checkpoint(ABC):
         return self.identity
 
     @property
+    def changed(self) -> bool:
+        """Whether the weights have been written to since this was opened; asked of ``sources`` only."""
+        return False
+
+    @property
     def download_bytes(self) -> int:
         """What ``fetch`` still has to download."""
         return 0

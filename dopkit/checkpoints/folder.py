@@ -32,18 +32,24 @@ class FolderCheckpoint(Checkpoint):
         weights: SafetensorsFiles | PickledFiles,
         specs: Mapping[str, TensorSpec],
         identity: str,
-        state: str,
+        times: Mapping[str, int],
     ) -> None:
         config = read_config(folder, str(ref))
         super().__init__(ref, specs, config, files.side_files(file_names(folder)), identity)
         self._folder = folder
         self._weights = weights
-        self._state = state
+        self._times = times
 
     @property
     def state(self) -> str:
         """The identity, and when the weight files were last written to."""
-        return self._state
+        return self.identity + "".join(f":{self._times[file]}" for file in sorted(self._times))
+
+    @property
+    def changed(self) -> bool:
+        """One that is gone does not count: what was open goes on, and what was not says so itself."""
+        there = [file for file in self._times if (self._folder / file).exists()]
+        return any(_written(self._folder / file) != self._times[file] for file in there)
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> torch.Tensor:
         return self._weights.read(self.specs[name], rows)
@@ -86,9 +92,14 @@ def open_folder(ref: ModelRef, folder: Path, wanted: files.Names = files.MODEL) 
     weight_files = sorted(digests)
     facts = [part for file in weight_files for part in (file.encode(), digests[file], samples(paths[file]))]
     identity = "sampled:" + hashlib.sha256(b"\0".join(facts)).hexdigest()
-    times = "".join(f":{paths[file].stat().st_mtime_ns}" for file in weight_files)
+    times = {file: _written(paths[file]) for file in weight_files}
     pickled = any(spec.offset < 0 for spec in specs.values())
-    return FolderCheckpoint(ref, folder, pickles if pickled else safetensors, specs, identity, identity + times)
+    return FolderCheckpoint(ref, folder, pickles if pickled else safetensors, specs, identity, times)
+
+
+def _written(path: Path) -> int:
+    """When the file was last written to."""
+    return path.stat().st_mtime_ns
 
 
 def samples(path: Path) -> bytes:

@@ -37,6 +37,10 @@ class Shared(Checkpoint):
         return self.source.state
 
     @property
+    def changed(self) -> bool:
+        return self.source.changed
+
+    @property
     def download_bytes(self) -> int:
         return self.source.download_bytes
 
