@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dopkit.errors import OutputError, Problem
+from dopkit.writer.failing import writing
 
 JOURNAL = "journal.jsonl"
 LOCK = "journal.lock"
@@ -58,6 +59,9 @@ class OutputFolder:
         if self._replaces and Path.cwd().is_relative_to(self.path.resolve()):
             what = "is the folder you are in, and would be replaced as a whole"
             return Problem(str(self.path), what, "Go to another folder first, or choose another one with -o.")
+        if self._replaces and os.path.ismount(self._real):  # the working folder would be on another disk, too
+            what = "is where a disk is mounted: a finished folder cannot take its place"
+            return Problem(str(self.path), what, f"Choose a folder on it with -o: {self.path / 'merged'}")
         parent = next(parent for parent in self._real.absolute().parents if parent.exists())
         if not os.access(parent, os.W_OK):
             return Problem(str(parent), "cannot be written to", "Choose another folder with -o.")
@@ -109,16 +113,18 @@ class OutputFolder:
     def publish(self) -> None:
         """The working folder, complete, becomes the output folder; what it replaces goes last.
 
-        The journal comes along: until the folder is in its place, the same command goes on from there.
+        The journal comes along: until the folder is in its place, the same command goes on from there. Raises
+        OutputError.
         """
         place, old = self._real, self._replaced
-        if place.is_dir():
-            if any(place.iterdir()):
-                shutil.rmtree(old, ignore_errors=True)
-                place.rename(old)
-            else:
-                place.rmdir()
-        self.partial.rename(place)
+        with writing(self.path):
+            if place.is_dir():
+                if any(place.iterdir()):
+                    shutil.rmtree(old, ignore_errors=True)
+                    place.rename(old)
+                else:
+                    place.rmdir()
+            self.partial.rename(place)
         for name in (JOURNAL, LOCK):
             (place / name).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)

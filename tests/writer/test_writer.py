@@ -319,3 +319,23 @@ def test_killed_before_its_journal_was_there(tmp_path: Path, monkeypatch: pytest
         Journal(folder, "new", overwrite=False)
     Journal(folder, "new", overwrite=True).close()
     assert sorted(os.listdir(folder)) == ["journal.jsonl", "journal.lock"]
+
+
+def test_a_disk_that_is_mounted_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a volume for the result. What cannot be foreseen is said at the end."""
+    (tmp_path / "out").mkdir()
+    output = OutputFolder(tmp_path / "out")
+    assert output.obstacle() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+        obstacle = output.obstacle()
+    assert obstacle is not None and obstacle.what.startswith("is where a disk is mounted")
+    assert obstacle.remedy.endswith(str(tmp_path / "out" / "merged"))
+
+    def busy(path: Path) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    output.prepare()
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match="Device or resource busy"):
+        patch.setattr(Path, "rmdir", busy)
+        output.publish()
