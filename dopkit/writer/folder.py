@@ -54,8 +54,7 @@ class OutputFolder:
             if path.exists() and not path.is_dir():
                 return Problem(str(path), "is in the way: it is a file", "Choose another folder with -o.")
             if path.is_dir() and any(path.iterdir()) and not any((path / marker).is_file() for marker in markers):
-                what = "is in the way: it holds files that dopkit did not make"
-                return Problem(str(path), what, "Choose another folder with -o, or move it away.")
+                return Problem(str(path), _NOT_OURS, "Choose another folder with -o, or move it away.")
         if self._replaces and Path.cwd().is_relative_to(self.path.resolve()):
             what = "is the folder you are in, and would be replaced as a whole"
             return Problem(str(self.path), what, "Go to another folder first, or choose another one with -o.")
@@ -117,6 +116,9 @@ class OutputFolder:
         OutputError.
         """
         place, old = self._real, self._replaced
+        if place.is_dir() and any(place.iterdir()) and not (place / RECEIPT).is_file():  # since it was looked at
+            problem = Problem(str(self.path), _NOT_OURS, "Move it away and run the same command again: all is made.")
+            raise OutputError("the output folder is in the way", [problem])
         with writing(self.path):
             if place.is_dir():
                 if any(place.iterdir()):
@@ -142,6 +144,9 @@ class OutputFolder:
     def free_bytes(self) -> int:
         """Free space on the disk that the folder is on or would be on."""
         return shutil.disk_usage(self.free_location()).free
+
+
+_NOT_OURS = "is in the way: it holds files that dopkit did not make"
 
 
 def guest_journal(rank: int) -> str:

@@ -339,3 +339,17 @@ def test_a_disk_that_is_mounted_there(tmp_path: Path, monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch, pytest.raises(OutputError, match="Device or resource busy"):
         patch.setattr(Path, "rmdir", busy)
         output.publish()
+
+
+def test_files_that_came_meanwhile_are_not_taken_away(tmp_path: Path) -> None:
+    """Somebody has put something there while the merge went on."""
+    output = OutputFolder(tmp_path / "out")
+    assert output.obstacle() is None
+    (output.prepare() / RECEIPT).write_text("made")
+    output.path.mkdir()
+    (output.path / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"(?s)dopkit did not make.*Move it away and run the same command again"):
+        output.publish()
+    (output.path / "mine.txt").rename(tmp_path / "mine.txt")
+    output.publish()
+    assert sorted(os.listdir(tmp_path)) == ["mine.txt", "out"] and (output.path / RECEIPT).read_text() == "made"
