@@ -7,7 +7,7 @@ its workers do the weights.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,8 @@ from dopkit.helping import engine_of, help_along, outputs_of, scaling_by
 from dopkit.helping.hiring import crew_of, forget_tokens
 from dopkit.layout import Shard
 from dopkit.measure import peak_resident_bytes, resident_bytes
-from dopkit.planning.outputs import UNSCALED, step_folder
+from dopkit.planning import Plan
+from dopkit.planning.outputs import STAGES, STATE, STEPS, UNSCALED, step_folder
 from dopkit.preparing import Options, Prepared
 from dopkit.progress import Progress
 from dopkit.sources import Sources
@@ -103,7 +104,8 @@ def _lead(
         if ahead:
             progress.stage("uploading")
             ahead.finish()  # it reads the files where they are now
-        shutil.rmtree(folder / UNSCALED, ignore_errors=True)
+        for name in _not_wanted(made):
+            shutil.rmtree(folder / name, ignore_errors=True)
         forget_tokens(folder)
         progress.stage("verifying")
         if earlier:
@@ -113,6 +115,14 @@ def _lead(
         done = _finish(folder, prepared, journal, shards, norms, before, elsewhere, before_this, executor.number)
         output.publish()
     return done
+
+
+def _not_wanted(made: Plan) -> Iterator[str]:
+    """Sub-folders that only the merge itself has a use for, or that an earlier run began with other options."""
+    yield UNSCALED
+    for name, wanted in ((STEPS, made.keeps_steps), (STATE, made.state_shards), (STAGES, made.keeps_stages)):
+        if not wanted:
+            yield name
 
 
 def _executor(

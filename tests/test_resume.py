@@ -41,6 +41,24 @@ def whole_scaled(tmp_path_factory: pytest.TempPathFactory, scaled: dopkit.Recipe
     return dopkit.run(scaled, tmp_path_factory.mktemp("whole") / "whole", EVERYTHING).folder
 
 
+def test_what_only_the_first_run_wanted_is_not_kept(
+    llama: Path, whole: dopkit.Result, tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps and states that were begun are no models: nobody is to take them for such."""
+    recipe = make_recipe(llama, ["e0", "e1"], "dop")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        with pytest.raises(Stopped):
+            dopkit.run(recipe, tmp_path / "out", EVERYTHING)
+    partial = tmp_path / "out.partial"
+    assert (partial / "steps" / "01").is_dir() and (partial / "state").is_dir()
+    dopkit.run(recipe, tmp_path / "out", SHARDS)
+    assert tiny.weights(tmp_path / "out") == tiny.weights(whole.folder)
+    assert not (tmp_path / "out" / "steps").exists() and not (tmp_path / "out" / "state").exists()
+    with pytest.raises(OutputError, match="without the models of earlier steps"):
+        dopkit.run(recipe, tmp_path / "out", EVERYTHING)
+
+
 @pytest.mark.parametrize("tensors", [0, 1, 7, 20])
 def test_a_rerun_continues(
     llama: Path,
