@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dopkit.planning import Plan, TensorJob
-from dopkit.planning.room import Room, host_bytes, made_bytes, on_device
+from dopkit.planning.room import Room, host_bytes, made_bytes, on_device, steps_bytes
 from dopkit.units import show_size
 
 # A parked job takes more than a third of what it takes otherwise, so at most two of the largest are in hand at once.
@@ -34,5 +34,5 @@ def parked(plan: Plan, room: Room, around: int) -> Plan:
 def _large(plan: Plan, room: Room, rest: int) -> Iterator[TensorJob]:
     for job in plan.jobs:
         shrinks = room.parks and job.rule.least_bytes is not None and not on_device(job, room)
-        if shrinks and host_bytes(job, room) + made_bytes(plan, job) > rest:
+        if shrinks and host_bytes(job, room) + made_bytes(plan, job) + steps_bytes(plan, job) > rest:
             yield job

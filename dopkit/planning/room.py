@@ -62,11 +62,19 @@ def needs(plan: Plan, donor: Model, models: Sequence[Model], room: Room) -> Need
         reads = list(_reads(one, donor, models))
         together = sum(reads) if one.rule.cut is Cut.BLOCKS else 0  # blocks of all models, where they are not many
         together = together if together <= TOGETHER_BYTES else 0
-        job = max(job, host_bytes(one, room) + made + together)
+        job = max(job, host_bytes(one, room) + made + together + steps_bytes(plan, one))
         making = max(making, made)
         read = max(read, *reads)
         written = max(written, *_writes(plan, one))
     return Needs(job, making, read, written)
+
+
+def steps_bytes(plan: Plan, job: TensorJob) -> int:
+    """What results of earlier steps take beside a job, where they are written as well.
+
+    They are copied, as the next step may change them: one is on its way to the disk, another waits for that.
+    """
+    return 2 * max(_writes(plan, job)) if len(plan.written_steps) > 1 else 0
 
 
 def made_bytes(plan: Plan, job: TensorJob) -> int:

@@ -70,6 +70,16 @@ def test_what_waits_for_its_scale_is_written_in_float32(llama: Path) -> None:
     assert written[1] == 2 * written[0] > 0
 
 
+def test_the_results_of_earlier_steps_take_memory(vit: Path) -> None:
+    """Measured: a merge of whole tensors that writes every step takes more than one that does not."""
+    text = "base_model: ./base\nmerge_method: ties\nmodels: [./e0, ./e1]\nparameters: {density: 0.5}"
+    recipe = dopkit.parse_recipe(text, folder=vit)
+    plans = [dopkit.plan(recipe, options=dopkit.Options(save_steps=steps)) for steps in (False, True)]
+    largest = max(job.nbytes for job in plans[0].jobs)
+    last, every = (plan.memory_bytes - plan.program_bytes for plan in plans)
+    assert every == last + 2 * largest
+
+
 def test_each_shortage_has_its_numbers(plan: dopkit.Plan) -> None:
     found = messages(plan, Room(disk=10_000, cache_disk=10_000, memory=1_000_000))
     assert found[0].startswith("too little disk space for the output: ") and found[0].endswith(", 10 kB there")
