@@ -17,7 +17,6 @@ from dopkit import assembly, card, heads, publishing, receipt, skeleton, state, 
 from dopkit.checkpoints import Checkpoint
 from dopkit.engine.companions import Sizes
 from dopkit.engine.scaling import Norms, measure, number
-from dopkit.errors import MergeError, Problem
 from dopkit.helping import engine_of, help_along, outputs_of, scaling_by
 from dopkit.helping.hiring import crew_of, forget_tokens
 from dopkit.layout import Shard
@@ -26,7 +25,6 @@ from dopkit.planning import Plan
 from dopkit.planning.outputs import STAGES, STATE, STEPS, UNSCALED, step_folder
 from dopkit.preparing import Options, Prepared
 from dopkit.progress import Progress
-from dopkit.sources import Sources
 from dopkit.spreading import Executor, Host, folding, scaling
 from dopkit.writer import RECEIPT, Journal, ShardFile, ShardWriter, write_text
 
@@ -152,7 +150,6 @@ def _finish(
 ) -> receipt.Receipt:
     """Side files, verification, state, receipt, recipe and card: all that stands beside the weights."""
     made, sources = prepared.plan, prepared.sources
-    _require_unchanged(sources)
     donor = sources.donor_model
     backbone = skeleton.backbone_class(donor.config) if made.headless else None
     assembly.write_side_files(folder, made, sources.donor, donor.config, backbone)
@@ -161,6 +158,7 @@ def _finish(
         for shard in made.shards:
             verification.verify_shard(folder / step_folder(step) / shard.file, made)
     heads.write(folder, made, sources.models)
+    verification.require_unchanged(sources.read)
     verified = verification.verify(folder, made, donor, elsewhere)
     if made.heads:
         verified["heads"] = heads.verify(made, donor.config, sources.models)
@@ -185,12 +183,3 @@ def _finish(
     )
     write_text(folder / RECEIPT, receipt.to_json(done))
     return done
-
-
-def _require_unchanged(sources: Sources) -> None:
-    """Raises MergeError when a folder was written to while it was read: some tensors may be of the new weights."""
-    read = dict.fromkeys(part for checkpoint in sources.read for part in checkpoint.sources)
-    if changed := [part.ref.short for part in read if part.changed]:
-        problems = [Problem(name, "its weights have been written to meanwhile") for name in changed]
-        problems.append(Problem("", "", "Merge again with --overwrite, when nobody writes there any more."))
-        raise MergeError("the models are not what they were when the merge began", problems)

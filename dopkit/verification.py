@@ -5,14 +5,15 @@ That every value is finite was seen when the tensor was in memory, and what was 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from dopkit import skeleton
+from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.folder import open_folder
 from dopkit.checkpoints.reading import read_header
-from dopkit.errors import CheckpointError, Problem, VerificationError
+from dopkit.errors import CheckpointError, MergeError, Problem, VerificationError
 from dopkit.planning import Plan
 from dopkit.planning.matching import Model
 from dopkit.refs import ModelRef
@@ -41,6 +42,15 @@ def verify(folder: Path, plan: Plan, donor: Model, elsewhere: Collection[str] = 
     }
     report["loads"] = _loads(plan, donor)
     return report
+
+
+def require_unchanged(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raises MergeError when a folder was written to while it was read: some tensors may be of the new weights."""
+    read = dict.fromkeys(part for checkpoint in checkpoints for part in checkpoint.sources)
+    if changed := [part.ref.short for part in read if part.changed]:
+        problems = [Problem(name, "its weights have been written to meanwhile") for name in changed]
+        problems.append(Problem("", "", "Merge again with --overwrite, when nobody writes there any more."))
+        raise MergeError("the models are not what they were when the merge began", problems)
 
 
 def verify_shard(path: Path, plan: Plan) -> None:

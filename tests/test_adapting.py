@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import load_file
 
 import dopkit
 from dopkit.cli import main
-from dopkit.errors import PlanError
+from dopkit.errors import MergeError, PlanError
 from dopkit.methods.coefficients import coefficients
 from dopkit.methods.parameters import Parameters
 from dopkit.publishing import PushOptions
@@ -173,6 +174,18 @@ def test_a_finished_one_is_told_and_an_unfinished_one_continued(
     assert (
         dopkit.plan(made, tmp_path / "out").output_bytes == (tmp_path / "out/adapter_model.safetensors").stat().st_size
     )
+
+
+def test_an_adapter_that_is_written_to_meanwhile_is_no_source(adapted: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapted, tmp_path / "models")
+
+    class Training(dopkit.Progress):
+        def tensor(self, name: str) -> None:
+            os.utime(tmp_path / "models" / "a1" / "adapter_model.safetensors")
+
+    with pytest.raises(MergeError, match=r"(?s)not what they were when the merge began.*a1: its weights have been"):
+        dopkit.run(recipe(tmp_path / "models", output="adapter"), tmp_path / "out", progress=Training())
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_recipe_beside_it_makes_it_again_and_it_can_be_merged_itself(adapted: Path, tmp_path: Path) -> None:

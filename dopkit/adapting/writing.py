@@ -19,6 +19,7 @@ from dopkit.progress import Progress
 from dopkit.receipt import Receipt
 from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
+from dopkit.verification import require_unchanged
 from dopkit.writer import RECEIPT, Journal, OutputFolder, ShardWriter, write_text
 
 
@@ -43,6 +44,7 @@ def merge(
         modules = Modules(prepared, writer, progress)
         norms = modules.run()
         shards = writer.finish()
+        require_unchanged(adapter.adapter for adapter in prepared.adapters)
         write_text(folder / CONFIG, _config(prepared))
         progress.stage("verifying")
         verified = {"applies": _verify(folder, prepared)}
