@@ -20,7 +20,7 @@ CHUNK = 1 << 16  # elements
 def uniform(ctx: Context, shape: tuple[int, ...]) -> Tensor:
     """Numbers from 0 to below 1, float32 on the CPU, for the part of the tensor that begins at ``ctx.offset``."""
     start, end = ctx.offset, ctx.offset + math.prod(shape)
-    result = torch.empty(end - start)
+    result = torch.empty(end - start, dtype=torch.float32)  # whatever is torch's default in this process
     for chunk in range(start // CHUNK, -(-end // CHUNK)):
         first = chunk * CHUNK
         low, high = max(start, first), min(end, first + CHUNK)

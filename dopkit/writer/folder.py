@@ -82,6 +82,8 @@ class OutputFolder:
             found = json.loads((self.path / RECEIPT).read_text(encoding="utf-8"))
         except ValueError:
             found = {}
+        if not isinstance(found, dict):
+            found = {}
         if found.get("fingerprint") == fingerprint:
             files = [one["file"] for key in ("shards", "heads") for one in found.get(key, [])]
             return not weights or all((self.path / file).is_file() for file in files)

@@ -61,3 +61,12 @@ def test_they_are_uniform() -> None:
     assert float(numbers.var()) == pytest.approx(1 / 12, rel=0.01)
     one, two, _ = numbers.split(CHUNK)
     assert abs(float(torch.corrcoef(torch.stack([one, two]))[0, 1])) < 5 / CHUNK**0.5
+
+
+def test_they_are_float32_whatever_else_the_process_computes_in() -> None:
+    usual = uniform(context(), (50,))
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(uniform(context(), (50,)), usual)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -165,6 +165,9 @@ def test_the_folder_appears_whole(tmp_path: Path) -> None:
     assert output.finished("x") and not partial.exists()
     with pytest.raises(OutputError, match="holds another merge"):
         output.finished("y")
+    (output.path / RECEIPT).write_text("[]")
+    with pytest.raises(OutputError, match="holds another merge"):
+        output.finished("x")
 
 
 def test_overwrite_replaces_only_what_dopkit_made(tmp_path: Path) -> None:
