@@ -80,7 +80,7 @@ def local_copy(model: str | Path | ModelRef, also: Collection[str] = ()) -> Path
 
     What is a folder here is not looked for on the Hub. Raises CheckpointError, HubError.
     """
-    ref = model if isinstance(model, ModelRef) else _ref(model)
+    ref = _ref(model)
     if ref.folder is not None:
         if not ref.folder.is_dir():
             raise CheckpointError(f"there is no folder {ref.folder}")
@@ -100,7 +100,7 @@ def local_copy(model: str | Path | ModelRef, also: Collection[str] = ()) -> Path
 
 def is_folder(model: str | Path | ModelRef) -> bool:
     """Whether a model lies in a folder of its own, and not in a cache. Raises CheckpointError when it is no model."""
-    return (model if isinstance(model, ModelRef) else _ref(model)).folder is not None
+    return _ref(model).folder is not None
 
 
 def tokenizer(folder: Path) -> Any:
@@ -120,15 +120,15 @@ def image_processor(folder: Path) -> Any:
     return _prepared("image processor", AutoImageProcessor, folder, backend="pil")
 
 
-def _ref(model: str | Path) -> ModelRef:
-    if isinstance(model, Path) or os.path.isdir(model):
+def _ref(model: str | Path | ModelRef) -> ModelRef:
+    if not isinstance(model, ModelRef) and (isinstance(model, Path) or os.path.isdir(model)):
         return ModelRef(str(model), folder=Path(model).absolute())
     try:
-        ref = refs.parse(model, Path())
+        ref = model if isinstance(model, ModelRef) else refs.parse(model, Path())
     except ValueError as error:
         raise CheckpointError(str(error)) from None
     if ref.adapter is not None:
-        raise CheckpointError(f"{model}: an adapter is not a whole model")
+        raise CheckpointError(f"{ref.short}: an adapter is not a whole model")
     return ref
 
 

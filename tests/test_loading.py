@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from dopkit import loading
 from dopkit.errors import CheckpointError
 from dopkit.loading import Head, load
+from dopkit.refs import ModelRef
 
 IMAGES = scored.pixel_values(scored.grey(4))
 
@@ -44,6 +45,12 @@ def refusal(*arguments: object, **named: object) -> list[str]:
     with pytest.raises(CheckpointError) as caught:
         load(*arguments, **named)  # type: ignore[arg-type]
     return str(caught.value).splitlines()
+
+
+def test_an_adapter_on_a_base_is_not_that_base(merged: Path) -> None:
+    base = ModelRef("./base", folder=merged)
+    (said,) = refusal(base.with_adapter(ModelRef("./adapter", folder=merged)))
+    assert said == "./base+./adapter: an adapter is not a whole model"
 
 
 def test_the_folders_own_architecture(merged: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from dopkit import receipt, refs
 from dopkit.checkpoints.files import side_files
-from dopkit.errors import EvaluationError, OutputError
+from dopkit.errors import EvaluationError, OutputError, Problem
 from dopkit.evaluation.tables import digest, file_digest
 from dopkit.loading import local_copy
 from dopkit.planning.outputs import step_folder
@@ -58,6 +58,9 @@ def targets(folder: Path, sources: bool = False, foreign: bool = False) -> tuple
         return tuple(found)
     if len(models) != len(names):
         raise EvaluationError(f"the models of {folder} are not known here: its recipe does not name them all")
+    if adapters := [ref for ref in (base, *models) if ref is not None and ref.adapter is not None]:
+        problems = [Problem(ref.short, "is an adapter, and no model that could be scored") for ref in adapters]
+        raise EvaluationError(f"cannot score the sources of {folder}: leave out --sources", problems)
     before = [] if base is None else [Target("base", "base", local_copy(base), folder, 0, base=base)]
     after = [
         Target(f"expert {name}", "expert", local_copy(ref), folder, None, name, (name,), base)

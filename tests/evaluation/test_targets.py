@@ -47,6 +47,18 @@ def test_folders_that_a_strangers_recipe_names_are_not_looked_at(made: Path) -> 
         targets(made / "merged", sources=True, foreign=True)
 
 
+def test_an_adapter_is_not_scored_as_its_base(root: Path) -> None:
+    path = root / "merged/dopkit_recipe.yaml"
+    text = path.read_text()
+    assert "- ../three\n" in text
+    path.write_text(text.replace("- ../three\n", "- {model: ../base, adapter: ../three}\n"))
+    assert len(targets(root / "merged")) == 2
+    with pytest.raises(EvaluationError, match="leave out --sources") as caught:
+        targets(root / "merged", sources=True)
+    (problem,) = caught.value.problems
+    assert problem.place.endswith("three") and "is an adapter" in problem.what
+
+
 def test_a_plain_model(made: Path) -> None:
     assert targets(made / "three") == (Target("three", "model", made / "three", made / "three"),)
     with pytest.raises(EvaluationError, match="its sources are not known"):
