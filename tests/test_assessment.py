@@ -14,7 +14,7 @@ import torch
 from hubserver import CLIENT_WARNING, TestHub, connect
 
 import dopkit
-from dopkit import adding
+from dopkit import adding, report
 from dopkit.errors import EvaluationError, PlanError, RecipeError
 from dopkit.preparing import Options
 from dopkit.publishing import PushOptions
@@ -95,6 +95,20 @@ def test_growing_scores_go_on(suite: Path, make_recipe: MakeRecipe) -> None:
     model = dopkit.load(grown.folder, head="c")
     assert model.config.num_labels == 4 and not model.training
     assert bool(torch.isfinite(model(torch.zeros(1, 3, 8, 8)).logits).all())
+
+
+def test_scores_of_an_earlier_model_are_not_those_of_a_grown_one(suite: Path, make_recipe: MakeRecipe) -> None:
+    """Added without tasks: what was measured stays, but nothing says that it sums up the new model."""
+    options = Options(tasks=suite / "tasks.yaml")
+    grown = dopkit.run(make_recipe(suite, ["a", "b"], heads="per-task"), suite / "grown", options).folder
+    before = json.loads((grown / "dopkit_evaluation.json").read_text())
+    assert "Mean accuracy over 2 tasks is" in report.write(grown).read_text()
+    adding.add(grown, [str(suite / "c")])
+    after = json.loads((grown / "dopkit_evaluation.json").read_text())
+    assert before["acc"] is not None and before["bwt"] is not None
+    assert after == {**before, "acc": None, "bwt": None}
+    page = report.write(grown).read_text()
+    assert "3 models merged" in page and "Mean accuracy over" not in page and "step 2" in page
 
 
 @pytest.mark.filterwarnings(CLIENT_WARNING)

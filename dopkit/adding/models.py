@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dopkit import heads, steps
 from dopkit.adding.wanted import Addition, refuse_other_models
+from dopkit.evaluation import results
 from dopkit.merging import Earlier
 from dopkit.planning.outputs import STAGES
 from dopkit.preparing import Prepared, prepare
@@ -52,6 +53,6 @@ def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
         if (old.folder / STAGES).is_dir():
             shutil.copytree(old.folder / STAGES, folder / STAGES, dirs_exist_ok=True)
         with suppress(FileNotFoundError):
-            shutil.copyfile(merged.side_file(EVALUATION), folder / EVALUATION)
+            (folder / EVALUATION).write_bytes(results.outgrown(merged.side_file(EVALUATION).read_bytes()))
 
     return take_along
