@@ -22,7 +22,6 @@ from dopkit.engine.announcing import Read, announce
 from dopkit.errors import CheckpointError, OutputError, Problem, VerificationError, count
 from dopkit.planning import BLOCK_ELEMENTS, Head, Plan
 from dopkit.planning.heads import FOLDER, LABEL_KEYS, first_labels, labels
-from dopkit.short_names import short_names
 from dopkit.specs import build_header
 
 Record = dict[str, Any]
@@ -71,12 +70,23 @@ def carry_over(merged: Checkpoint, listed: Iterable[Mapping[str, Any]], folder: 
             raise _not_as_merged(merged, record, "is not what was merged: its sha256 differs from the receipt's")
 
 
-def records(folder: Path, plan: Plan) -> list[Record]:
-    """What the receipt says of the heads in a merged folder, in merge order: also of those carried over."""
-    names = short_names([source.ref for source in plan.merged_models])  # a folder may be written in several ways
+def records(folder: Path, plan: Plan, earlier: Mapping[str, Any] | None = None) -> list[Record]:
+    """What the receipt says of the heads in a merged folder, in merge order: also of those carried over.
+
+    ``earlier`` is the receipt of the merge that this one goes on from.
+    """
     found = [_record(path) for path in sorted((folder / FOLDER).glob("*.safetensors"))]
-    order = {name: place for place, name in enumerate(names)}
-    return sorted(found, key=lambda record: order.get(record["name"], len(order)))
+    models = _models_now(plan, earlier) if earlier else {}
+    found = [record | {"model": models.get(record["name"], record["model"])} for record in found]
+    order = {source.ref.text: place for place, source in enumerate(plan.merged_models)}
+    return sorted(found, key=lambda record: order.get(record["model"], len(order)))
+
+
+def _models_now(plan: Plan, earlier: Mapping[str, Any]) -> Record:
+    """By head of an earlier merge, its model as this one writes it: a folder may be written in several ways."""
+    now = zip((source["model"] for source in earlier["models"]), plan.merged_models, strict=False)
+    written = {before: source.ref.text for before, source in now}
+    return {head["name"]: written.get(head["model"], head["model"]) for head in earlier.get("heads", [])}
 
 
 def _record(path: Path) -> Record:

@@ -172,7 +172,7 @@ def _finish(
         "resumed": journal.resumed,
         "processes": processes,
     }
-    kept = heads.records(folder, made)
+    kept = heads.records(folder, made, earlier)
     done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified, scale, kept, earlier)
     recipe_yaml = made.whole_recipe.to_yaml(prepared.output.path.absolute())
     parts = {part.ref.key: part for checkpoint in sources.distinct for part in checkpoint.sources}

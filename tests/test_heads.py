@@ -22,6 +22,7 @@ from dopkit import PushOptions, heads
 from dopkit.checkpoints import open_checkpoint
 from dopkit.cli import main
 from dopkit.errors import CheckpointError, OutputError, VerificationError
+from dopkit.evaluation.targets import model_names
 from dopkit.loading import load
 from dopkit.refs import ModelRef
 
@@ -158,6 +159,22 @@ def test_models_of_one_name(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     assert {path.stem for path in (out / "heads").iterdir()} == {"ann--e0", "bob--e0", "e1"}
     for user in ("ann", "bob"):
         assert tiny.same(load_file(out / "heads" / f"{user}--e0.safetensors"), head_of(tmp_path / user / "e0"))
+
+
+def test_an_earlier_model_keeps_its_name_beside_a_new_one_of_the_same(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """Two trainers both call their result ``final``: the first goes on being called as its head is."""
+    root = make_models(tmp_path / "models")
+    for user, name in (("ann", "e0"), ("bob", "e1")):
+        (root / user).mkdir()
+        (root / name).rename(root / user / "final")
+    (root / "recipe.yaml").write_text(
+        "base_model: ./base\nmerge_method: average\nmodels: [./ann/final]\nheads: per-task\n"
+    )
+    out = dopkit.run(dopkit.load_recipe(root / "recipe.yaml"), tmp_path / "out").folder
+    assert model_names(out) == ("final",)
+    done = dopkit.add(out, [str(root / "bob" / "final")])
+    assert [head["name"] for head in done.receipt["heads"]] == ["final", "bob--final"]
+    assert model_names(out) == ("final", "bob--final")
 
 
 def test_a_head_that_is_gone_is_made_again(tmp_path: Path, make_recipe: MakeRecipe) -> None:
