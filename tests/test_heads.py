@@ -177,6 +177,15 @@ def test_an_earlier_model_keeps_its_name_beside_a_new_one_of_the_same(tmp_path: 
     assert model_names(out) == ("final", "bob--final")
 
 
+def test_an_earlier_head_is_not_written_over(tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    make_models(tmp_path)
+    (tmp_path / "e0").rename(tmp_path / ".e1")  # whose head is called e1: what is hidden is not published
+    out = dopkit.run(make_recipe(tmp_path, [".e1"], "average", heads="per-task"), tmp_path / "out").folder
+    dopkit.add(out, [str(tmp_path / "e1")])
+    assert tiny.same(load_file(out / "heads" / "e1.safetensors"), head_of(tmp_path / ".e1"))
+    assert tiny.same(load_file(out / "heads" / "e1-2.safetensors"), head_of(tmp_path / "e1"))
+
+
 def test_a_head_that_is_gone_is_made_again(tmp_path: Path, make_recipe: MakeRecipe) -> None:
     make_models(tmp_path)
     recipe = make_recipe(tmp_path, ["e0", "e1"], heads="per-task")

@@ -57,7 +57,8 @@ class Addition:
         changed["overrides"] = overrides
         recipe = self.old.recipe.model_copy(update=changed)
         missing = self.old.state_download_bytes if kept else 0
-        return recipe, continuation(self.old.state, self.old.recipe, kept, inexact, missing)
+        before = continuation(self.old.state, self.old.recipe, kept, inexact, missing)
+        return recipe, replace(before, heads=tuple(head["name"] for head in self.old.receipt.get("heads", [])))
 
     def tell(self, before: Continuation | None, progress: Progress) -> None:
         """What going on from what was merged loses, if anything."""

@@ -21,6 +21,7 @@ class Continuation:
     kept: bool  # the state of the folds is read, instead of the merged weights
     inexact: str | None = None  # why merging all models at once would give something else
     download_bytes: int = 0  # of the kept state that is not here
+    heads: tuple[str, ...] = ()  # the names of those that lie beside what was merged
 
     @property
     def step(self) -> int:

@@ -76,16 +76,18 @@ def first_labels(config: Mapping[str, Any], number: int) -> list[str]:
     return [] if any(name.startswith("LABEL_") for name in names) else names
 
 
-def kept_heads(donor: Model, models: Sequence[Model], earlier: Sequence[ModelRef] = ()) -> tuple[Head, ...]:
+def kept_heads(
+    donor: Model, models: Sequence[Model], earlier: Sequence[ModelRef] = (), beside: Collection[str] = ()
+) -> tuple[Head, ...]:
     """The heads of the models that have one, in merge order.
 
-    When a merge goes on, ``earlier`` are the models that ``models[0]`` was merged from: their heads lie beside it, and
-    a new one gets another name.
+    When a merge goes on, ``earlier`` are the models that ``models[0]`` was merged from, and ``beside`` is what their
+    heads are called that lie beside it: a new one gets another name.
     """
     new = models[1:] if earlier else models
     names = short_names([*earlier, *(model.source.ref for model in new)])
     found: list[Head] = []
-    used = {name.casefold() for name in short_names(earlier)}
+    used = {name.casefold() for name in (*short_names(earlier), *beside)}
     for model, name in zip(new, names[len(earlier) :], strict=True):
         if tensors := _tensors(donor, model):
             own = _free(name, used)

@@ -44,8 +44,9 @@ def make_jobs(work: Making) -> None:
 
 def _keep_heads(work: Making) -> None:
     """Set apart what is copied beside the merged backbone."""
-    earlier = [source.ref for source in work.continues.earlier] if work.continues else []
-    work.heads = planned_heads.kept_heads(work.donor, work.models, earlier)
+    before = work.continues
+    earlier = [source.ref for source in before.earlier] if before else []
+    work.heads = planned_heads.kept_heads(work.donor, work.models, earlier, before.heads if before else ())
     if not work.continues:
         work.problems += planned_heads.problems(work.heads, work.donor, work.models)
 

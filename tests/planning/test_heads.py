@@ -32,7 +32,9 @@ def opened(plan: dopkit.Plan) -> list[Model]:
     return models
 
 
-def names(donor: Model, expert: Model, folders: Sequence[str], earlier: Sequence[str] = ()) -> list[str]:
+def names(
+    donor: Model, expert: Model, folders: Sequence[str], earlier: Sequence[str] = (), beside: Sequence[str] = ()
+) -> list[str]:
     """What the heads of models are called that lie in these folders."""
 
     def ref(folder: str) -> ModelRef:
@@ -42,7 +44,7 @@ def names(donor: Model, expert: Model, folders: Sequence[str], earlier: Sequence
         return dataclasses.replace(expert, source=dataclasses.replace(expert.source, ref=ref(folder)))
 
     before = [donor] if earlier else []
-    heads = kept_heads(donor, [*before, *map(at, folders)], [ref(folder) for folder in earlier])
+    heads = kept_heads(donor, [*before, *map(at, folders)], [ref(folder) for folder in earlier], beside)
     return [head.name for head in heads]
 
 
@@ -135,6 +137,21 @@ def test_other_heads_are_another_merge(two: dopkit.Plan, tmp_path: Path, make_re
 def test_names(two: dopkit.Plan, folders: list[str], earlier: list[str], expected: list[str]) -> None:
     donor, expert, _ = opened(two)
     assert names(donor, expert, folders, earlier) == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "earlier", "beside", "expected"),
+    [
+        ("c/mnist-2", ["a/mnist", "b/MNIST"], ["mnist", "MNIST-2"], "mnist-2-2"),
+        ("b/mnist", ["a/.mnist"], ["mnist"], "mnist-2"),
+    ],
+)
+def test_a_head_that_is_there_is_not_written_over(
+    two: dopkit.Plan, folder: str, earlier: list[str], beside: list[str], expected: str
+) -> None:
+    """What an earlier head is called may not be what its model is."""
+    donor, expert, _ = opened(two)
+    assert names(donor, expert, [folder], earlier, beside) == [expected]
 
 
 def test_labels() -> None:
