@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from dopkit.planning.outputs import STEPS, step_folder
+from dopkit.planning.outputs import STAGES, STATE, STEPS, step_folder
 
 # Of a merged folder, what belongs to the whole and not to the model that it is.
-_OF_THE_WHOLE = ("heads", STEPS, "state")
+_OF_THE_WHOLE = ("heads", STEPS, STATE, STAGES)
 
 
 def saved(folder: Path) -> list[int]:
@@ -35,7 +35,8 @@ def carry_over(merged: Path, target: Path, step: int) -> None:
 def _is_of_a_model(path: Path) -> bool:
     """Whether a file of a merged folder is needed to load its model."""
     first, own = path.parts[0], path.name
-    return first not in _OF_THE_WHOLE and not own.startswith(("dopkit_", "report.")) and own != "README.md"
+    of_it = first not in _OF_THE_WHOLE and not first.startswith(".")
+    return of_it and not own.startswith(("dopkit_", "report.")) and own != "README.md"
 
 
 def _take_along(source: Path, target: Path, wanted: Callable[[Path], bool] = lambda path: True) -> None:

@@ -21,6 +21,7 @@ MODEL = ("config.json", "model.safetensors", "tokenizer.json", "1_Pooling/config
 NOT_OF_IT = (
     "README.md", "dopkit_receipt.json", "dopkit_recipe.yaml", "dopkit_state.json", "dopkit_evaluation.json",
     "report.html", "heads/a.safetensors", "state/model.safetensors", "steps/01/model.safetensors",
+    "stages/math/model.safetensors", ".git/objects/ab/cd", ".gitattributes",
 )  # fmt: skip
 
 
