@@ -33,8 +33,8 @@ def windows(tokens: int, length: int) -> Iterator[Window]:
 
 def window_length(model_limit: int | None, asked: int | None) -> int:
     """How long a window is: as long as asked for, but no longer than the model reads."""
-    length = min(asked or LONGEST, model_limit or LONGEST)
-    return max(2, length)
+    length = asked or LONGEST
+    return max(2, min(length, model_limit or length))
 
 
 @torch.inference_mode()

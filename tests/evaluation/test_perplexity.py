@@ -41,6 +41,9 @@ def test_how_long_a_window_is() -> None:
     assert window_length(512, None) == 512
     assert window_length(16, 64) == 16
     assert window_length(None, 64) == 64
+    assert window_length(None, None) == 1024
+    assert window_length(None, 4096) == 4096  # a model that tells no limit has none
+    assert window_length(8192, 4096) == 4096
 
 
 def test_the_number_is_that_of_the_definition(tmp_path: Path) -> None:
