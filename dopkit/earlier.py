@@ -6,7 +6,7 @@ Reads the small files alone; of weights it knows the headers of a kept state.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dopkit.card import CARD_FILE
 from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.adapter_config import CONFIG
 from dopkit.checkpoints.files import side_files
-from dopkit.checkpoints.folder import file_names, open_folder
+from dopkit.checkpoints.folder import open_folder
 from dopkit.errors import CheckpointError, HubError, OutputError, Problem, count
 from dopkit.layout import INDEX_FILE
 from dopkit.planning import Plan
@@ -25,10 +25,14 @@ from dopkit.receipt import RECIPE_FILE, Receipt
 from dopkit.recipe import Recipe, reading
 from dopkit.refs import ModelRef
 from dopkit.state import STATE_FILE, State
-from dopkit.writer import RECEIPT, REPORT
+from dopkit.writer import JOURNAL, LOCK, RECEIPT, REPORT
 
 _NOT_OURS = "`dopkit add` extends a model that dopkit merged; make one with `dopkit run`."
 _STATE_REMEDY = "Bring the kept state back, or read the earlier models again with --from-experts."
+
+
+# Of its folder, what is its own by the beginning of its name; and what the Hub, its downloads and desktops leave there.
+_OURS = ("dopkit_", *(f"{own}/" for own in (FOLDER, STATE, STEPS, STAGES)), ".gitattributes", ".cache/", ".DS_Store")
 
 
 @dataclass(frozen=True)
@@ -91,16 +95,17 @@ class EarlierMerge:
         spec = opened.specs.get(name)
         return spec is not None and (spec.dtype, spec.shape) == wanted
 
-    def strangers(self) -> list[str]:
-        """The files in its folder that are no part of it: they would go when it is replaced."""
-        names = [name for name in file_names(self.folder) if not name.startswith((".", "dopkit_"))]
-        ours = {CONFIG if self.is_adapter else "config.json", CARD_FILE, REPORT, INDEX_FILE, *side_files(names)}
+    def strangers(self, brought: Collection[str] | None = None) -> list[str]:
+        """The files in its folder that are no part of it: they would go when it is replaced.
+
+        ``brought`` are the side files that its successor brings along; None while that is not known.
+        """
+        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if _is_file(path))
+        names = sorted(path.as_posix() for path in found)
+        ours = {CONFIG if self.is_adapter else "config.json", CARD_FILE, REPORT, INDEX_FILE, JOURNAL, LOCK}
         ours |= {shard["file"] for shard in self.receipt["shards"]}
-        return [
-            name
-            for name in names
-            if name not in ours and not name.startswith((f"{FOLDER}/", f"{STATE}/", STEPS, STAGES))
-        ]
+        ours |= set(side_files(names) if brought is None else brought)
+        return [name for name in names if name not in ours and not name.startswith(_OURS)]
 
 
 def look(merged: str | Path) -> EarlierMerge:
@@ -130,6 +135,11 @@ def _in_folder(folder: Path) -> EarlierMerge:
     recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.real_refs})
     found = state.parse(state_text, f"{shown}/{STATE_FILE}")
     return EarlierMerge(ModelRef(shown, folder=folder), folder, recipe, found, receipt.read(folder))
+
+
+def _is_file(path: Path) -> bool:
+    """A file, or a link whatever it leads to."""
+    return path.is_symlink() or path.is_file()
 
 
 def _absolute(ref: ModelRef) -> ModelRef:

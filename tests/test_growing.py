@@ -108,6 +108,32 @@ def test_files_of_ones_own_are_not_taken_away(vit: Path, merged: Path) -> None:
     assert not (merged / "notes").exists()
 
 
+@pytest.mark.parametrize(
+    "own", ["runs/may/12/log.txt", "try_it.py", "LICENSE-mine", "steps.txt", ".git/config", ".env", "my.model", "data"]
+)
+def test_nor_those_that_lie_deep_or_have_a_name_like_ours(vit: Path, merged: Path, tmp_path: Path, own: str) -> None:
+    (merged / own).parent.mkdir(parents=True, exist_ok=True)
+    if own == "data":
+        (merged / own).symlink_to(tmp_path)
+    else:
+        (merged / own).write_text("mine")
+    assert f"files that are not of the merge: {own}" in refusal(OutputError, "merged", [str(vit / "e2")])
+    (merged / own).unlink()
+    for left in (".gitattributes", ".cache/huggingface/x", "journal.jsonl"):
+        (merged / left).parent.mkdir(parents=True, exist_ok=True)
+        (merged / left).write_text("not mine")
+    assert adding.add("merged", [str(vit / "e2")]).folder.is_dir()
+
+
+def test_side_files_that_the_base_brings_again_are_no_strangers(
+    llama: Path, tmp_path: Path, make_recipe: MakeRecipe
+) -> None:
+    recipe = make_recipe(llama, ["e0", "e1"], chat_template="chatml", tokenizer={"source": "base"})
+    merged = dopkit.run(recipe, tmp_path / "merged").folder
+    assert (merged / "chat_template.jinja").is_file() and (merged / "tokenizer.json").is_file()
+    assert adding.add(merged, [str(llama / "e2")]).folder == merged
+
+
 @pytest.mark.parametrize("kind", ["steps", "state", "heads", "report"])
 def test_everything_that_dopkit_writes_is_its_own(tmp_path: Path, make_recipe: MakeRecipe, kind: str) -> None:
     tiny.make_vit(tmp_path / "base")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from dopkit import heads, steps
-from dopkit.adding.wanted import Addition, refuse_other_models
+from dopkit.adding.wanted import Addition, refuse_other_models, refuse_strangers
 from dopkit.evaluation import results
 from dopkit.merging import Earlier
 from dopkit.planning.outputs import STAGES
@@ -25,6 +25,7 @@ def prepared_addition(wanted: Addition, progress: Progress, download: bool) -> I
     wanted.tell(before, progress)
     with prepare(recipe, wanted.output, wanted.options, progress, download, continues=before) as prepared:
         refuse_other_models(wanted, prepared.plan)
+        refuse_strangers(wanted.old, wanted.output, prepared.sources.donor.side_files)
         if before and before.kept and wanted.old.local:
             wanted.old.open_state(prepared.plan).close()  # to know before anything is written
         yield prepared

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,8 @@ def addition(
     entries = _entries(old, experts, parameters)
     here = old.local and (out is None or Path(out).resolve() == old.folder.resolve())
     place = _own_folder(old) if here else Path(out) if out is not None else Path(str(old.ref.repo).rpartition("/")[2])
-    if here and not options.overwrite and (strangers := old.strangers()):
-        what = f"is replaced as a whole, and holds files that are not of the merge: {', '.join(strangers[:5])}"
-        remedy = "Move them away, choose another folder with -o, or let them go with --overwrite."
-        raise OutputError(f"cannot replace {old.ref.short}", [Problem(str(place), what, remedy)])
+    output = OutputFolder(place, options.overwrite, here)
+    refuse_strangers(old, output, () if old.is_adapter else None)
     if steps.saved(old.folder):  # once steps are kept, they go on being kept
         options = replace(options, save_steps=True)
     if options.keeps_steps and options.stream and not old.local and not from_experts:
@@ -97,7 +95,18 @@ def addition(
         # A revision of the repository is no place to publish to by itself.
         own = old.ref.repo if "@" not in str(merged) else None
         options = replace(options, push=options.push.by_default(own or old.recipe.repo_id))
-    return Addition(old, entries, OutputFolder(place, options.overwrite, here), options, from_experts)
+    return Addition(old, entries, output, options, from_experts)
+
+
+def refuse_strangers(old: EarlierMerge, output: OutputFolder, brought: Collection[str] | None) -> None:
+    """Files that are nobody's but the user's, in a folder that would be replaced; ``brought`` as ``strangers`` has it.
+
+    Raises OutputError.
+    """
+    if output.grows and not output.overwrite and (strangers := old.strangers(brought)):
+        what = f"is replaced as a whole, and holds files that are not of the merge: {', '.join(strangers[:5])}"
+        remedy = "Move them away, choose another folder with -o, or let them go with --overwrite."
+        raise OutputError(f"cannot replace {old.ref.short}", [Problem(str(output.path), what, remedy)])
 
 
 def _own_folder(old: EarlierMerge) -> Path:

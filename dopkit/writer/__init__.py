@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dopkit.writer.failing import writing
-from dopkit.writer.folder import EVALUATION, JOURNAL, RECEIPT, REPORT, OutputFolder, guest_journal
+from dopkit.writer.folder import EVALUATION, JOURNAL, LOCK, RECEIPT, REPORT, OutputFolder, guest_journal
 from dopkit.writer.journal import GuestJournal, Journal, parse_lines, read_journal
 from dopkit.writer.shards import ShardFile, ShardWriter, write_text
 from dopkit.writer.tensors import TensorWriter
@@ -11,6 +11,7 @@ from dopkit.writer.tensors import TensorWriter
 __all__ = [
     "EVALUATION",
     "JOURNAL",
+    "LOCK",
     "RECEIPT",
     "REPORT",
     "GuestJournal",
