@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -219,6 +220,17 @@ def test_a_folder_keeps_its_results(root: Path) -> None:
     assert [task["samples"] for task in found["tasks"]] == [8, 8]
     assert json.loads((root / "merged" / EVALUATION).read_text()) == found
     assert json.loads((root / "merged/dopkit_receipt.json").read_text())["evaluation"] == found
+
+
+def test_a_folder_that_is_read_only_is_scored_and_not_written_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(Whoever runs the tests may be allowed everything.)"""
+    before, access, progress = sorted(root.rglob("*")), os.access, Noting()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != root / "merged" and access(path, mode))
+    found = evaluate_model(root / "merged", root / "tasks.yaml", "cpu", sources=True, progress=progress)
+    assert found["acc"] is not None and sorted(root.rglob("*")) == before
+    assert progress.notes == [
+        f"{root / 'merged'} cannot be written to: the scores are told, and not kept beside the model"
+    ]
 
 
 def test_a_repository_is_scored_and_not_written_to(made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
