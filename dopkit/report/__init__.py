@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dopkit.errors import OutputError
 from dopkit.report.data import FolderData, read
 from dopkit.report.page import render
 from dopkit.writer import REPORT, write_text
@@ -22,9 +21,5 @@ def write(folder: Path, file: Path | None = None) -> Path:
     Raises OutputError when the folder is no merged model, a file in it is damaged, or the page cannot be written.
     """
     target = folder / REPORT if file is None else file
-    page = render(read(folder))
-    try:
-        write_text(target, page)
-    except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror}") from error
+    write_text(target, render(read(folder)))
     return target

@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -227,11 +228,18 @@ def _allocate(handle: int, size: int) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is there whole or not at all. Raises OutputError."""
-    beside = path.with_name(path.name + ".new")
-    with writing(path):
-        beside.write_text(text, encoding="utf-8")
-        beside.rename(path)
+    """Write a small file so that it is there whole or not at all, also while another process writes it.
+
+    Raises OutputError.
+    """
+    beside = path.with_name(f"{path.name}.{os.getpid()}.new")
+    try:
+        with writing(path):
+            beside.write_text(text, encoding="utf-8")
+            beside.rename(path)
+    finally:
+        with suppress(OSError):
+            beside.unlink()  # what broke off
 
 
 _NOT_SHARED = "All processes must write to one folder: is it on storage that every machine shares?"

@@ -184,6 +184,29 @@ def test_overwrite_replaces_only_what_dopkit_made(tmp_path: Path) -> None:
     assert obstacle is not None and "dopkit did not make" in obstacle.what
 
 
+def test_a_small_file_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where two processes write it at once, each in its own time."""
+    file, pid, rename = tmp_path / "a.json", os.getpid(), Path.rename
+
+    def meanwhile(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        monkeypatch.setattr(os, "getpid", lambda: pid + 1)
+        write_text(file, "another's")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", meanwhile)
+    write_text(file, "one's own")
+    assert file.read_text() == "one's own" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_small_file_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    for file in (tmp_path / "a.json", tmp_path / "nowhere" / "b.json"):
+        with pytest.raises(OutputError, match=f"cannot write to {file}"):
+            write_text(file, "text")
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
 def test_what_stands_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     obstacle = OutputFolder(tmp_path / "file").obstacle()
