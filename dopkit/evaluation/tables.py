@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,13 +89,19 @@ class Arrays(Table):
         try:
             with self.path.open("rb") as stream, zipfile.ZipFile(stream), np.load(_rewound(stream)) as arrays:
                 yield arrays
-        except (OSError, ValueError, zipfile.BadZipFile) as error:  # ValueError: Python objects, which may be code
+        except _UNREADABLE as error:
             raise EvaluationError(f"cannot read {self.path}: {error}") from None
 
     def _array(self, name: str) -> np.ndarray[Any, Any]:
         with self._open() as arrays:
-            array: np.ndarray[Any, Any] = arrays[name]
-            return array
+            array = arrays[name]
+        if not isinstance(array, np.ndarray):  # the bytes of a member that is something else
+            raise EvaluationError(f"cannot read {self.path}: {name} is no array")
+        return array
+
+
+# Python objects, which may be code (ValueError), broken archives, and those in a form that zipfile does not know.
+_UNREADABLE = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def _rewound(stream: BinaryIO) -> BinaryIO:
@@ -123,8 +130,19 @@ class Parquet(Table):
 
     def chunks(self, columns: Sequence[str], size: int) -> Iterator[Batch]:
         with self._open() as file:
-            for batch in file.iter_batches(batch_size=size, columns=list(columns)):
-                yield batch.to_pydict()
+            batches = file.iter_batches(batch_size=size, columns=list(columns))
+            while batch := self._next(batches):
+                yield batch
+
+    def _next(self, batches: Iterator[Any]) -> Batch:
+        """The next batch, empty behind the last."""
+        try:
+            batch: Batch = next(batches).to_pydict()
+        except StopIteration:
+            return {}
+        except (OSError, ValueError) as error:  # a page that is damaged
+            raise EvaluationError(f"cannot read {self.path}: {error}") from None
+        return batch
 
     def identity(self) -> str:
         return file_digest(self.path)

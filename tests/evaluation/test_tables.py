@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, content: bytes | 
             (tmp_path / name).write_bytes(content)
         with pytest.raises(EvaluationError, match=f"cannot read .*{name}"):
             kind(tmp_path / name)
+
+
+def test_a_file_that_is_damaged_in_the_middle(tmp_path: Path) -> None:
+    """Its headers are whole: what is wrong is found when it is read."""
+    numbers = np.random.default_rng(0).integers(0, 255, 10_000)
+    np.savez_compressed(tmp_path / "a.npz", number=numbers)
+    pyarrow.parquet.write_table(pyarrow.table({"number": numbers}), tmp_path / "a.parquet", compression="gzip")
+    for name, kind in (("a.npz", Arrays), ("a.parquet", Parquet)):
+        raw = bytearray((tmp_path / name).read_bytes())
+        raw[len(raw) // 2 : len(raw) // 2 + 500] = bytes(500)
+        (tmp_path / name).write_bytes(raw)
+        with pytest.raises(EvaluationError, match=f"cannot read .*{name}"):
+            read(kind(tmp_path / name), "number", 64, 10_000)
+
+
+def test_what_is_no_array_in_an_npz(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("notes", "text")
+    with pytest.raises(EvaluationError, match="cannot read .*a.npz: notes is no array"):
+        Arrays(tmp_path / "a.npz").rows("notes")
 
 
 def test_an_npz_with_python_objects_is_not_unpickled(tmp_path: Path) -> None:
