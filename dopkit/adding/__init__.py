@@ -42,7 +42,8 @@ def add(
 
     Gives the weights that merging all models at once gives: to the last bit when the state of the folds was kept or
     the weights are float32 and unscaled; else within one rounding of what was written. Raises as ``run`` does;
-    OutputError when ``merged`` is not a merge of dopkit's, PlanError when a model is in it already.
+    OutputError when ``merged`` is not a merge of dopkit's, PlanError when a model is in it already. A
+    KeyboardInterrupt says what is done where the same call would not go on.
     """
     progress = progress or Progress()
     if options is not None and options.processes.number > 1:
@@ -64,10 +65,15 @@ def add(
     except DopkitError as error:
         if not wanted.output.grows:
             raise
-        done = Problem(str(result.folder), "holds the added models all the same", _AFTERWARDS)
+        done = Problem(str(result.folder), _DONE, _AFTERWARDS)
         raise type(error)(error.headline, [*error.problems, done]) from error
+    except KeyboardInterrupt:
+        if not wanted.output.grows:
+            raise
+        raise KeyboardInterrupt(f"{result.folder} {_DONE}. {_AFTERWARDS}") from None
 
 
+_DONE = "holds the added models all the same"
 _AFTERWARDS = "Go on from it with `dopkit eval` or `dopkit push`; `add` would refuse to add them again."
 
 

@@ -11,9 +11,11 @@ import click
 
 from dopkit import __version__
 from dopkit.cli import add, check, eval, init, inspect, methods, plan, push, recipes, report, run, show
-from dopkit.cli.output import show_error
+from dopkit.cli.output import printable, show_error
 from dopkit.errors import DopkitError, PlanError, Problem
 from dopkit.processes import launched
+
+_GO_ON = "the same command continues where it stopped"
 
 
 class _Group(click.Group):
@@ -27,8 +29,8 @@ class _Group(click.Group):
                 raise
             show_error(error)
             ctx.exit(1)
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted; the same command continues where it stopped", err=True)
+        except KeyboardInterrupt as stop:
+            click.echo(f"\ninterrupted; {printable(str(stop)) or _GO_ON}", err=True)
             ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

@@ -54,6 +54,20 @@ def test_a_model_is_added(folder: Path) -> None:
     assert recipe["models"] == ["../e0", "../e1", "../e2"]
 
 
+def test_interrupted_behind_the_addition(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command would refuse to add the model again: it is said what does go on."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dopkit.pipeline.assess", interrupted)
+    monkeypatch.setattr("dopkit.adding.check_tasks", lambda tasks: None)
+    result = invoke("add", "duo", "./e2", "--tasks", "tasks.yaml", "-q")
+    assert result.exit_code == 1
+    assert said(result).startswith("interrupted; duo holds the added models all the same. Go on from it with")
+    assert "the same command continues" not in said(result)
+
+
 def test_what_is_lost_is_told_and_does_not_stop_it(folder: Path) -> None:
     invoke("run", "all.yaml", "-q")
     result = invoke("add", "all", "./e2")
