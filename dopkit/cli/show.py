@@ -53,6 +53,7 @@ def show(model: str, as_json: bool, verbose: bool) -> None:
 def _read(model: str) -> tuple[str, dict[str, Any] | None]:
     """Recipe and receipt. What is a folder here is not looked for on the Hub."""
     from dopkit import hub_recipes, receipt
+    from dopkit.recipe.document import text_of
 
     folder = Path(model)
     ref = None if os.path.isdir(folder) else hub_recipes.repository(model)
@@ -60,7 +61,7 @@ def _read(model: str) -> tuple[str, dict[str, Any] | None]:
         found = hub_recipes.read(ref)
         return found.text, found.receipt
     done = receipt.read(folder)
-    return (folder / receipt.RECIPE_FILE).read_text(encoding="utf-8"), done
+    return text_of(folder / receipt.RECIPE_FILE, "recipe"), done
 
 
 def _say(text: str) -> None:

@@ -217,6 +217,18 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
     assert "Usage: " in result.stderr
 
 
+def test_a_merge_whose_small_files_are_gone_or_damaged(recipe: Path) -> None:
+    assert invoke("run", "trio.yaml", "-q").exit_code == 0
+    Path("trio/dopkit_receipt.json").write_text("[]")
+    again = invoke("run", "trio.yaml")
+    assert again.exit_code == 1 and again.stderr.startswith("reading headers\nthe output folder is in the way\n")
+    assert invoke("run", "trio.yaml", "--overwrite", "-q").exit_code == 0
+    Path("trio/dopkit_recipe.yaml").write_bytes(b"name: \xff")
+    assert invoke("show", "trio").stderr == "cannot read the recipe trio/dopkit_recipe.yaml: it is not UTF-8 text\n"
+    Path("trio/dopkit_recipe.yaml").unlink()
+    assert invoke("show", "trio").stderr == "there is no recipe trio/dopkit_recipe.yaml\n"
+
+
 def test_interrupt_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
