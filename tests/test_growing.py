@@ -170,6 +170,26 @@ def test_an_unfinished_addition_of_another_model(
     assert not result.receipt["run"]["resumed"]
 
 
+def test_two_additions_at_once_lose_none(
+    vit: Path, merged: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one is complete just when this one has made its plan: this one does not take its place."""
+    tiny.make_expert(vit / "base", tmp_path / "e9", seed=9)
+    finish = adding.finish
+
+    def meanwhile(*arguments: object, **keys: object) -> object:
+        monkeypatch.setattr(adding, "finish", finish)
+        adding.add("merged", [str(vit / "e2")])
+        return finish(*arguments, **keys)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(adding, "finish", meanwhile)
+    said = refusal(OutputError, "merged", ["./e9"])
+    assert said.startswith("merged has changed") and said.endswith("Add again.")
+    assert tiny.weights(merged) == tiny.weights(whole) and not Path("merged.partial").exists()
+    result = adding.add("merged", ["./e9"])
+    assert [Path(model["model"]).name for model in result.receipt["models"]] == ["e0", "e1", "e2", "e9"]
+
+
 @pytest.mark.parametrize("renames", [0, 1, 2])
 def test_killed_while_the_folders_change_places(
     vit: Path, merged: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, renames: int

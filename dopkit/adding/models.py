@@ -8,8 +8,10 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from dopkit import heads, steps
+from dopkit import heads, receipt, steps
 from dopkit.adding.wanted import Addition, refuse_other_models, refuse_strangers
+from dopkit.earlier import EarlierMerge
+from dopkit.errors import OutputError, Problem
 from dopkit.evaluation import results
 from dopkit.merging import Earlier
 from dopkit.planning.outputs import STAGES
@@ -40,11 +42,23 @@ def taken_over(wanted: Addition, prepared: Prepared) -> Earlier | None:
     return Earlier(wanted.old.receipt, state, _take_along(wanted, prepared))
 
 
+def _refuse_another(old: EarlierMerge, working: Path) -> None:
+    """Another command may have replaced the folder while this one read it: what was made is good for nothing.
+
+    Raises OutputError.
+    """
+    if old.local and receipt.read(old.folder).get("fingerprint") != old.receipt.get("fingerprint"):
+        shutil.rmtree(working, ignore_errors=True)
+        what = "another merge took its place meanwhile, and would be lost or half read"
+        raise OutputError(f"{old.ref.short} has changed", [Problem("", what, "Add again.")])
+
+
 def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
     """Puts what belongs to the earlier models into the working folder: heads, steps, what was measured of them."""
     old, merged = wanted.old, prepared.sources.models[0]
 
     def take_along(folder: Path) -> None:
+        _refuse_another(old, folder)
         heads.carry_over(merged, old.receipt.get("heads", []), folder)
         if wanted.options.keeps_steps:
             merged.fetch()
