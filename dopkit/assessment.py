@@ -19,7 +19,6 @@ from dopkit.evaluation.tasks import load_tasks
 from dopkit.inspection import inspect
 from dopkit.preparing import Options
 from dopkit.progress import Progress
-from dopkit.recipe.reading import load_recipe
 from dopkit.relations import Relations
 from dopkit.writer import RECEIPT, write_text
 
@@ -48,7 +47,7 @@ def assess(folder: Path, tasks: str | Path, options: Options, progress: Progress
     sources = _on_disk(folder)
     if sources and "relations" not in receipt.read(folder):
         _relate(folder, options, progress)
-    named = load_recipe(folder / receipt.RECIPE_FILE).refs
+    named = receipt.read_recipe(folder).refs
     loadable = sources and all(ref.adapter is None and ref.stage is None for ref in named)
     evaluation = evaluate_model(folder, tasks, options.device, sources=loadable, progress=progress)
     written = report.write(folder)
@@ -57,7 +56,7 @@ def assess(folder: Path, tasks: str | Path, options: Options, progress: Progress
 
 def _on_disk(folder: Path) -> bool:
     """Whether all that went into the merge can be read without a download."""
-    for ref in load_recipe(folder / receipt.RECIPE_FILE).real_refs:
+    for ref in receipt.read_recipe(folder).real_refs:
         try:
             with closing(open_checkpoint(ref)) as checkpoint:
                 if checkpoint.missing:
@@ -69,7 +68,7 @@ def _on_disk(folder: Path) -> bool:
 
 def _relate(folder: Path, options: Options, progress: Progress) -> None:
     """Put into the receipt how the task vectors relate, where there is a base to tell."""
-    recipe = load_recipe(folder / receipt.RECIPE_FILE)
+    recipe = receipt.read_recipe(folder)
     if recipe.base_model is None:
         return
     try:

@@ -22,7 +22,7 @@ from dopkit.planning import Plan
 from dopkit.planning.heads import FOLDER
 from dopkit.planning.outputs import STAGES, STATE, STEPS, state_shards
 from dopkit.receipt import RECIPE_FILE, Receipt
-from dopkit.recipe import Recipe, reading
+from dopkit.recipe import Recipe
 from dopkit.refs import ModelRef
 from dopkit.state import STATE_FILE, State
 from dopkit.writer import JOURNAL, LOCK, RECEIPT, REPORT
@@ -130,7 +130,7 @@ def _in_folder(folder: Path) -> EarlierMerge:
             raise _not_ours(str(folder), file)
     shown, folder = str(folder), folder.resolve() if folder.is_symlink() else Path(os.path.abspath(folder))
     state_text = (folder / STATE_FILE).read_text(encoding="utf-8", errors="replace")
-    recipe = reading.load_recipe(folder / RECIPE_FILE)
+    recipe = receipt.read_recipe(folder)
     # Folders in it are written as seen from this folder; the result may lie elsewhere.
     recipe = recipe.with_refs({ref: _absolute(ref) for ref in recipe.real_refs})
     found = state.parse(state_text, f"{shown}/{STATE_FILE}")

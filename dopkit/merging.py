@@ -174,7 +174,7 @@ def _finish(
     }
     kept = heads.records(folder, made, earlier)
     done = receipt.make(made, prepared.fingerprint, journal.entries, shards, measured, verified, scale, kept, earlier)
-    recipe_yaml = made.whole_recipe.to_yaml(prepared.output.path.absolute())
+    recipe_yaml = made.whole_recipe.to_yaml(prepared.output.real.absolute())
     parts = {part.ref.key: part for checkpoint in sources.distinct for part in checkpoint.sources}
     cards = [card.source_card(part) for part in parts.values()]
     write_text(folder / receipt.RECIPE_FILE, recipe_yaml)

@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dopkit import __version__
 from dopkit.errors import OutputError, Problem
 from dopkit.planning import Plan
+from dopkit.recipe import Recipe
+from dopkit.recipe.reading import load_recipe
 from dopkit.writer import RECEIPT, ShardFile
 
 LAYOUT = 1
@@ -195,6 +197,14 @@ def read(folder: Path) -> Receipt:
     if not path.is_file():
         raise OutputError(f"{folder} is not a merged model", [Problem("", f"it holds no {RECEIPT}")])
     return parse(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a folder that dopkit made. Folders in it are meant from where that lies, and not from a link to it.
+
+    Raises RecipeError.
+    """
+    return load_recipe((folder.resolve() if folder.is_symlink() else folder) / RECIPE_FILE)
 
 
 def parse(text: str, shown: str) -> Receipt:

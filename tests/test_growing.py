@@ -15,8 +15,9 @@ import torch
 from stopping import Stopped, stop_after
 
 import dopkit
-from dopkit import adding, report
+from dopkit import adding, earlier, report
 from dopkit.errors import DopkitError, EvaluationError, OutputError, PlanError, RecipeError
+from dopkit.evaluation.targets import targets
 from dopkit.preparing import Options
 from dopkit.writer import OutputFolder
 
@@ -66,6 +67,20 @@ def test_a_link_goes_on_pointing_there(vit: Path, merged: Path, whole: Path) -> 
     assert Path("deep/link").is_symlink()
     assert tiny.weights(merged) == tiny.weights(whole)
     assert names(Path("deep")) == ["link"] and names(Path()) == ["deep", "merged", "whole"]
+
+
+def test_a_link_to_another_disk(vit: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """The recipe that is left there names the models, whether they are looked for from the link or from the folder."""
+    real, link = tmp_path / "large" / "disk" / "merged", tmp_path / "merged"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    dopkit.run(make_recipe(vit, ["e0", "e1"]), link)
+    adding.add(link, [str(vit / "e2")])
+    assert link.is_symlink()
+    for folder in (link, real):
+        base, *_, last = targets(folder, sources=True)
+        assert (base.backbone, last.backbone) == (vit / "base", vit / "e2")
+    assert earlier.look(link).recipe.refs == earlier.look(real).recipe.refs
 
 
 @pytest.mark.parametrize("text", [".", "../merged"])

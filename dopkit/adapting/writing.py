@@ -60,7 +60,7 @@ def merge(
         scale = modules.scale
         state.write(folder, state.make(made, scale, norms))
         done = receipt.make(made, fingerprint, journal.entries, shards, measured, verified, scale, (), earlier)
-        text = made.whole_recipe.to_yaml(output.path.absolute())
+        text = made.whole_recipe.to_yaml(output.real.absolute())
         write_text(folder / receipt.RECIPE_FILE, text)
         write_text(folder / card.CARD_FILE, render(prepared, done, text))
         write_text(folder / RECEIPT, receipt.to_json(done))

@@ -12,7 +12,6 @@ from dopkit.errors import EvaluationError, OutputError, Problem
 from dopkit.evaluation.tables import digest, file_digest
 from dopkit.loading import local_copy
 from dopkit.planning.outputs import step_folder
-from dopkit.recipe.reading import load_recipe
 from dopkit.refs import ModelRef
 from dopkit.short_names import short_names
 from dopkit.writer import RECEIPT
@@ -90,10 +89,9 @@ def weights_digest(folder: Path) -> str:
 
 def _sources(folder: Path, foreign: bool) -> tuple[ModelRef | None, list[ModelRef]]:
     """Base and models of a merge, as far as this machine may know them."""
-    path = folder / receipt.RECIPE_FILE
-    if not path.is_file():
+    if not (folder / receipt.RECIPE_FILE).is_file():
         return None, []
-    recipe = load_recipe(path)
+    recipe = receipt.read_recipe(folder)
     models = [entry.model for entry in recipe.models if entry.model.stage is None]
     base = recipe.base_model if recipe.base_model is None or recipe.base_model.stage is None else None
     if foreign:

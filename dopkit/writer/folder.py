@@ -32,7 +32,7 @@ class OutputFolder:
 
     @property
     def partial(self) -> Path:
-        return self._real.with_name(self._real.name + ".partial")
+        return self.real.with_name(self.real.name + ".partial")
 
     @property
     def _replaced(self) -> Path:
@@ -40,10 +40,10 @@ class OutputFolder:
 
         It is removed then: the name must be none that somebody would give to a copy of his own.
         """
-        return self._real.with_name(self._real.name + ".replaced-by-dopkit")
+        return self.real.with_name(self.real.name + ".replaced-by-dopkit")
 
     @property
-    def _real(self) -> Path:
+    def real(self) -> Path:
         """The folder under a name that others can stand beside: not ``.``, and not a link to it."""
         return self.path.resolve() if self.path.name in ("", "..") or self.path.is_symlink() else self.path
 
@@ -58,10 +58,10 @@ class OutputFolder:
         if self._replaces and Path.cwd().is_relative_to(self.path.resolve()):
             what = "is the folder you are in, and would be replaced as a whole"
             return Problem(str(self.path), what, "Go to another folder first, or choose another one with -o.")
-        if self._replaces and os.path.ismount(self._real):  # the working folder would be on another disk, too
+        if self._replaces and os.path.ismount(self.real):  # the working folder would be on another disk, too
             what = "is where a disk is mounted: a finished folder cannot take its place"
             return Problem(str(self.path), what, f"Choose a folder on it with -o: {self.path / 'merged'}")
-        parent = next(parent for parent in self._real.absolute().parents if parent.exists())
+        parent = next(parent for parent in self.real.absolute().parents if parent.exists())
         if not os.access(parent, os.W_OK):
             return Problem(str(parent), "cannot be written to", "Choose another folder with -o.")
         return None
@@ -117,7 +117,7 @@ class OutputFolder:
         The journal comes along: until the folder is in its place, the same command goes on from there. Raises
         OutputError.
         """
-        place, old = self._real, self._replaced
+        place, old = self.real, self._replaced
         if place.is_dir() and any(place.iterdir()) and not (place / RECEIPT).is_file():  # since it was looked at
             problem = Problem(str(self.path), _NOT_OURS, "Move it away and run the same command again: all is made.")
             raise OutputError("the output folder is in the way", [problem])
@@ -135,8 +135,8 @@ class OutputFolder:
 
     def put_back(self) -> None:
         """Bring back the folder that a killed ``publish`` had moved away, for a merge that goes on from it."""
-        if not self._real.exists() and (self._replaced / RECEIPT).is_file():
-            self._replaced.rename(self._real)
+        if not self.real.exists() and (self._replaced / RECEIPT).is_file():
+            self._replaced.rename(self.real)
 
     def free_location(self) -> Path:
         """The folder itself, or the nearest one around it that exists: tells which disk it would be on."""
