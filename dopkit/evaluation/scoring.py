@@ -88,7 +88,10 @@ class Scorer:
 
     def _texts(self, samples: Samples, model: Any, reading: Reading) -> Iterator[Tensor]:
         tokenizer = loading.tokenizer(reading.prepared_in)
-        alone = tokenizer.pad_token is None  # without padding, texts of different lengths make no batch
+        # Texts of different lengths make a batch with padding alone, and only if the model takes it for padding:
+        # a decoder reads its answer at the last token that is none.
+        own = getattr(model.config.get_text_config(), "pad_token_id", None)
+        alone = tokenizer.pad_token_id is None or tokenizer.pad_token_id != own
         longest = min(samples.task.max_length or _ENDLESS, tokenizer.model_max_length, _limit(model) or _ENDLESS)
         how = {"truncation": True, "max_length": longest} if longest < _ENDLESS else {}
         for texts in samples.texts(1 if alone else samples.task.batch_size):

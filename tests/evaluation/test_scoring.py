@@ -112,6 +112,26 @@ def test_text_classification(tmp_path: Path) -> None:
     assert found["value"] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("own", [1, 5, None], ids=["the tokenizer's", "another", "none"])
+def test_padding_that_a_decoder_does_not_take_for_padding(tmp_path: Path, own: int | None) -> None:
+    """It answers at the last token that is no padding. The tokenizer's, 1, may be another than the model's."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=48, n_positions=32, n_embd=16, n_layer=2, n_head=2, num_labels=3, pad_token_id=own)
+    model = GPT2ForSequenceClassification(config)
+    scored.stir(model, 1.0)
+    model.save_pretrained(tmp_path / "gpt")
+    scored.make_tokenizer(tmp_path / "gpt")
+    tokenizer, rng = AutoTokenizer.from_pretrained(tmp_path / "gpt"), np.random.default_rng(0)
+    texts = [" ".join(rng.choice(scored.WORDS, rng.integers(1, 30))) for _ in range(30)]
+    with torch.inference_mode():  # one by one: no padding
+        guesses = [int(model.eval()(**tokenizer(text, return_tensors="pt")).logits.argmax()) for text in texts]
+    assert len(set(guesses)) > 1
+    np.savez(tmp_path / "t.npz", text=texts, label=guesses)
+    assert score(tmp_path / "gpt", "{name: t, kind: text-classification, data: t.npz, batch_size: 8}")["value"] == 1.0
+
+
 def test_perplexity_of_a_text(tmp_path: Path) -> None:
     """The rows are one text, tokenised as one: ids by hand, one window, transformers' own loss."""
     model = scored.make_language_model(tmp_path / "lm")
