@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from dopkit import loading
-from dopkit.errors import EvaluationError
+from dopkit.errors import EvaluationError, Problem
 from dopkit.evaluation import perplexity, zero_shot
 from dopkit.evaluation.data import Samples
 from dopkit.evaluation.reading import Reading
 from dopkit.evaluation.targets import Target
 from dopkit.progress import Progress
+from dopkit.skeleton.construct import first_line
 
 Score = dict[str, Any]  # value, samples, seconds; perplexity has tokens as well
 
@@ -36,16 +37,25 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, samples: Samples, target: Target, reading: Reading) -> Score:
-        """Raises CheckpointError when the model cannot be loaded, EvaluationError when data cannot be read."""
+        """Raises CheckpointError when the model cannot be loaded, EvaluationError when data cannot be read or does not
+        go with the model.
+        """
         self.progress.begin_scoring(f"{target.label}: {samples.task.name}", samples.rows)
         model = self._model(target, reading)
         started = time.perf_counter()
-        if reading.kind == "language":
-            found = self._perplexity(samples, model, reading)
-        else:
-            logits = self._texts if samples.task.kind == "text-classification" else self._images
-            found = {"value": self._accuracy(samples, reading, logits(samples, model, reading))}
+        try:
+            found = self._found(samples, model, reading)
+        except (ValueError, IndexError, RuntimeError) as error:  # what models and processors raise for what is no input
+            remedy = "Do its tokenizer or image processor go with the model? Is there memory for the task's batch_size?"
+            problem = Problem("", first_line(error), remedy)
+            raise EvaluationError(f"{samples.task.name}: {target.label} cannot be scored", [problem]) from error
         return {**found, "samples": samples.rows, "seconds": round(time.perf_counter() - started, 3)}
+
+    def _found(self, samples: Samples, model: Any, reading: Reading) -> Score:
+        if reading.kind == "language":
+            return self._perplexity(samples, model, reading)
+        logits = self._texts if samples.task.kind == "text-classification" else self._images
+        return {"value": self._accuracy(samples, reading, logits(samples, model, reading))}
 
     def _model(self, target: Target, reading: Reading) -> Any:
         key = (target.backbone, target.heads, reading.head)

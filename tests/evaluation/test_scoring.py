@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -77,6 +78,21 @@ def test_a_kept_head_on_another_backbone(tmp_path: Path, answered: Callable[[tor
     shutil.copyfile(expert / "preprocessor_config.json", base / "preprocessor_config.json")
     bare = tiny.make_vit(tmp_path / "bare")  # without an image processor of its own it takes that of the merge
     assert score(bare, IMAGE_TASK, heads=base)["value"] == expected
+
+
+def test_what_a_model_cannot_take(tmp_path: Path, answered: Callable[[torch.Tensor], float]) -> None:
+    """Images of a size that is not the model's; words that it has no embeddings for."""
+    model = scored.make_classifier(tmp_path / "vit", list("abc"))
+    answered(torch.zeros(40, 3))
+    (model / "preprocessor_config.json").write_text(json.dumps({**scored.PROCESSOR, "size": {"height": 9, "width": 9}}))
+    first, what, remedy = refusal(model, IMAGE_TASK)
+    assert first == "a: vit cannot be scored" and "ValueError" in what and "image processor" in remedy
+    small = scored.make_language_model(tmp_path / "lm")
+    scored.make_tokenizer(small, pad=None)
+    text = (small / "tokenizer.json").read_text().replace(f'"{scored.WORDS[-1]}": {len(scored.WORDS)}', '"dog": 99')
+    (small / "tokenizer.json").write_text(text)
+    np.savez(tmp_path / "p.npz", text=["the dog is good"])
+    assert refusal(small, "{name: p, kind: perplexity, data: p.npz}")[0] == "p: lm cannot be scored"
 
 
 def test_class_folders_of_files(tmp_path: Path) -> None:
