@@ -49,6 +49,7 @@ def inspect(
 
     size = options.max_shard_size
     with open_sources(recipe, room, progress, size, devices, options.stream, download=True) as sources:
+        _check_whole(sources)
         _check_memory(sources, options, ranks)
         if sources.plan.download_bytes and not sources.plan.streamed:
             progress.stage("downloading")
@@ -58,6 +59,17 @@ def inspect(
             checkpoint.fetch()
         progress.stage("comparing")
         return relate(sources.plan, sources.donor, sources.models, devices, progress, energy if ranks else None)
+
+
+def _check_whole(sources: Sources) -> None:
+    """Refuse what is put together from parts of models. Raises PlanError."""
+    every = list(range(len(sources.models)))
+    merged = [job for job in sources.plan.jobs if job.rule.fold is not None]
+    some = [job.name for job in merged if not job.donor or [one.model for one in job.inputs] != every]
+    if some:
+        what = f"{some[0]} is not merged from all models, and task vectors are compared over whole ones"
+        remedy = "Inspect a recipe that names the base and the models under `models`, without slices."
+        raise PlanError("cannot inspect the recipe", [Problem("", what, remedy)])
 
 
 def _check_memory(sources: Sources, options: Options, ranks: bool) -> None:

@@ -48,6 +48,19 @@ def test_a_recipe_without_a_base_is_refused(llama: Path, make_recipe: MakeRecipe
     assert "Add `base_model:" in str(caught.value)
 
 
+def test_layers_of_some_models_are_refused(llama: Path) -> None:
+    def piece(models: str, layer: int) -> str:
+        sources = (f"{{model: ./{model}, layer_range: [{layer}, {layer + 1}]}}" for model in models.split())
+        return f"  - sources: [{', '.join(sources)}]\n"
+
+    head = "base_model: ./base\nmerge_method: linear\nparameters: {weight: 1}\nslices:\n"
+    for first, second in (("e0 e1", "e1"), ("e0", "e1")):
+        recipe = dopkit.parse_recipe(head + piece(first, 0) + piece(second, 1), folder=llama)
+        with pytest.raises(PlanError, match="cannot inspect the recipe") as caught:
+            inspect(recipe)
+        assert "is not merged from all models" in str(caught.value)
+
+
 def test_models_that_do_not_go_together_are_refused_all_at_once(
     llama: Path, vit: Path, tmp_path: Path, make_recipe: MakeRecipe
 ) -> None:
