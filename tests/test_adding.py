@@ -183,6 +183,16 @@ def test_a_model_that_is_in_it(vit: Path, tmp_path: Path, merged: Path) -> None:
     assert "the same weights" in refusal(PlanError, merged, [str(tmp_path / "copy")])
 
 
+def test_the_base_where_the_method_leaves_it_out(vit: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:
+    """Its recipe would name a model that is not in the state, and nothing could be added any more."""
+    merged = together(vit, tmp_path / "merged", make_recipe, ["e0", "e1"], ("task_arithmetic", {"lambda": 0.4}))
+    said = refusal(PlanError, merged, [str(vit / "base")])
+    assert "is the base: its task vector is zero, and task_arithmetic leaves it out" in said
+    mean = together(vit, tmp_path / "mean", make_recipe, ["e0", "e1"], ("average", {}))
+    adding.add(mean, [str(vit / "base")])
+    adding.add(mean, [str(vit / "e2")])
+
+
 def test_a_model_of_another_base(vit: Path, llama: Path, tmp_path: Path, merged: Path) -> None:
     """Of another architecture, by its headers; of another training, by its weights."""
     assert "was not fine-tuned from" in refusal(PlanError, merged, [str(llama / "e0")])

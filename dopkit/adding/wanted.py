@@ -222,7 +222,10 @@ def refuse_other_models(wanted: Addition, plan: Plan) -> None:
             problems.append(Problem(source.ref.short, what, "Bring the model back, or merge from the beginning."))
     known = {one.identity: one.model for one in old.state.models}
     for source in plan.models[-len(wanted.entries) :]:
-        if source.identity in known:
+        if old.recipe.method.skips_base and source.ref.key == plan.donor.ref.key:  # nor would its recipe read it again
+            what = f"is the base: its task vector is zero, and {old.recipe.merge_method} leaves it out"
+            problems.append(Problem(source.ref.short, what))
+        elif source.identity in known:
             what = f"is in {old.ref.short} already, as {known[source.identity]}: the same weights"
             problems.append(Problem(source.ref.short, what))
         known[source.identity] = source.ref.short
