@@ -124,6 +124,7 @@ class _EvaluationShape(_Strict):
 class _Shape(_Strict):
     """What a receipt must hold to be read; what is written besides is for people."""
 
+    parameters: dict[str, Any] = {}
     base: _SourceShape | None
     models: list[_SourceShape]
     companions: list[_SourceShape] = []

@@ -64,6 +64,15 @@ def test_reading_what_is_no_receipt(tmp_path: Path) -> None:
         receipt.read(tmp_path)
 
 
+@pytest.mark.parametrize("parameters", [3, "alpha", [0.8], None])
+def test_parameters_that_are_none(vit: Path, tmp_path: Path, make_recipe: MakeRecipe, parameters: object) -> None:
+    dopkit.run(make_recipe(vit, ["e0"], "average"), tmp_path / "out")
+    path = tmp_path / "out" / "dopkit_receipt.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "parameters": parameters}))
+    with pytest.raises(OutputError, match="is damaged: parameters"):
+        receipt.read(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     "damage",
     [
