@@ -159,7 +159,7 @@ class ClassFolders(Table):
     def __init__(self, path: Path) -> None:
         self.path = path
         classes = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-        files = [sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGES) for folder in classes]
+        files = [sorted(filter(_is_image, folder.rglob("*"))) for folder in classes]
         self._found = [
             (file, classes[index].name)
             for turn in zip_longest(*files)
@@ -174,8 +174,15 @@ class ClassFolders(Table):
         yield {name: [row[self.names.index(name)] for row in self._found] for name in columns}
 
     def identity(self) -> str:
-        facts = [[file.relative_to(self.path).as_posix(), file_digest(file)] for file, _ in self._found]
+        try:
+            facts = [[file.relative_to(self.path).as_posix(), file_digest(file)] for file, _ in self._found]
+        except OSError as error:  # a link that leads nowhere, say
+            raise EvaluationError(f"cannot read {error.filename}: {error.strerror}") from None
         return digest(facts)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGES and not path.is_dir()
 
 
 class HubDataset(Table):

@@ -80,6 +80,16 @@ def test_class_folders_take_turns(tmp_path: Path) -> None:
     assert ClassFolders(tmp_path / "again").identity() != table.identity()
 
 
+def test_class_folders_with_what_is_no_file(tmp_path: Path) -> None:
+    make_images(tmp_path / "images")
+    (tmp_path / "images/cat/2.png").mkdir()
+    table = ClassFolders(tmp_path / "images")
+    assert (table.rows("image"), len(table.identity())) == (4, 64)
+    (tmp_path / "images/dog/1.png").symlink_to("nowhere")
+    with pytest.raises(EvaluationError, match="cannot read .*1.png: No such file"):
+        ClassFolders(tmp_path / "images").identity()
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"text", None])
 def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, content: bytes | None) -> None:
     for name, kind in (("a.npz", Arrays), ("a.parquet", Parquet)):
