@@ -27,6 +27,7 @@ _NEEDS = {
 }
 _READ_ROWS = 1024
 _MOST_SHOWN = 5
+_LONGEST_SHOWN = 50  # characters of what is no label
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def label_problem(samples: Samples, classes: Sequence[str], shown: str) -> Probl
         if isinstance(label, int):
             return Problem(name, f"the label {label} is outside of what {shown} tells apart: 0 to {len(classes) - 1}")
         if not isinstance(label, str):
-            return Problem(name, f"a label is a whole number or a name, but there is {label!r}")
+            return Problem(name, f"a label is a whole number or a name, but there is {_shown(label)}")
         near = difflib.get_close_matches(label, classes, n=1)
         more = ", ..." if len(classes) > _MOST_SHOWN else ""
         hint = f"did you mean {near[0]!r}?" if near else f"its classes: {', '.join(classes[:_MOST_SHOWN])}{more}"
@@ -142,6 +143,12 @@ def _check_texts(samples: Samples) -> None:
             something = something or bool(value.strip())
     if not something:
         raise EvaluationError(f"{samples.task.name}: {samples.task.shown_data} holds no word")
+
+
+def _shown(label: Any) -> str:
+    """What stands in the place of a label, on one line; it may be a whole image."""
+    text = " ".join(repr(label).split())
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def _place(value: Any, places: dict[str, int]) -> int:

@@ -53,6 +53,6 @@ def _rgb(array: np.ndarray[Any, Any]) -> Pixels:
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
-        shape = "x".join(map(str, array.shape))
+        shape = "x".join(map(str, array.shape)) or "a single number"
         raise ValueError(f"an image is [h, w], [h, w, channels] or [channels, h, w], but this one is {shape}")
     return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[:, :, :3]

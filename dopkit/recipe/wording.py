@@ -48,7 +48,8 @@ def wrong_value(detail: ErrorDetails) -> str:
     if value is None:
         return f"{key!r} has no value"
     if detail["type"] == "too_short":
-        return f"{key!r} is empty"
+        least = detail["ctx"]["min_length"]
+        return f"{key!r} needs {least} entries at least" if value else f"{key!r} is empty"
     return f"{key}: {_shown(value)} {_plainly(detail['msg'])}"
 
 

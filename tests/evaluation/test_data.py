@@ -20,7 +20,7 @@ def folder(tmp_path: Path) -> Path:
         tmp_path / "a.npz", images=scored.grey(6), label=[0, 1, 2, 2, 1, 0], few=[0, 1],
         names=["zero", "one", "two", "two", "one", "zero"], odd=[0, 1, 2, 3, 9, 1], shares=np.linspace(0, 1, 6),
         text=["a cat", "", "a dog", "x", "y", "z"], blank=[" ", "\n"], floats=scored.grey(6).astype(np.float32),
-        nothing=np.zeros((0, 8, 8), np.uint8), none=np.zeros(0, np.int64),
+        nothing=np.zeros((0, 8, 8), np.uint8), none=np.zeros(0, np.int64), rows=np.zeros((6, 99, 2)),
     )  # fmt: skip
     return tmp_path
 
@@ -67,6 +67,8 @@ def test_text(folder: Path) -> None:
          "t: the label 'zero' is no class of the head 'h' (did you mean 'zeros'?)"),
         ("names", "abcdefg", "t: the label 'zero' is no class of the head 'h' (its classes: a, b, c, d, e, ...)"),
         ("shares", "abc", "t: a label is a whole number or a name, but there is 0.0"),
+        ("rows", "abc",
+         "t: a label is a whole number or a name, but there is array([[0., 0.], [0., 0.], [0., 0.], [0., 0.], [0...."),
         ("label", "abc", None),
     ],
 )  # fmt: skip

@@ -58,6 +58,7 @@ def test_a_file(tmp_path: Path) -> None:
         (np.zeros((2, 4, 5), np.uint8), "but this one is 2x4x5"),
         (np.zeros(5, np.uint8), "but this one is 5"),
         (np.zeros((0, 5), np.uint8), "but this one is 0x5x1"),
+        (np.uint8(3), "but this one is a single number"),
         (b"no image", "these bytes are no image that can be read"),
     ],
 )

@@ -114,6 +114,12 @@ task: 1
     ]
 
 
+@pytest.mark.parametrize(("classes", "said"), [("[]", "is empty"), ("[one]", "needs 2 entries at least")])
+def test_too_few_classes(classes: str, said: str) -> None:
+    keys = "name: a, kind: image-classification, data: ./x.npz"
+    assert problems(f"tasks: [{{{keys}, zero_shot: {{classes: {classes}}}}}]") == [f"line 1: 'classes' {said}"]
+
+
 @pytest.mark.parametrize("text", ["", "[]", "tasks:", "tasks: []", "tasks: {}", "tusks: []"])
 def test_a_file_without_tasks(text: str) -> None:
     assert problems(text) == ["line 1: a task file is a mapping with a list of 'tasks'; docs/evaluation.md shows one"]
