@@ -6,11 +6,11 @@ A step is a whole model folder, ``steps/02`` the one after two models; the last 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from dopkit.planning.outputs import STAGES, STATE, STEPS, step_folder
+from dopkit.writer import copy_file
 
 # Of a merged folder, what belongs to the whole and not to the model that it is.
 _OF_THE_WHOLE = ("heads", STEPS, STATE, STAGES)
@@ -25,7 +25,7 @@ def saved(folder: Path) -> list[int]:
 def carry_over(merged: Path, target: Path, step: int) -> None:
     """Bring the steps of a merged folder, and the folder itself as the model after ``step``, into ``target``.
 
-    Files are linked where the disk allows it, else copied. What is there already stays.
+    Files are linked where the disk allows it, else copied. What is there already stays. Raises OutputError.
     """
     for earlier in saved(merged):
         _take_along(merged / step_folder(earlier), target / step_folder(earlier))
@@ -55,6 +55,4 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(os.path.realpath(source), target)
     except OSError:  # another disk, or one without links
-        beside = target.with_name(f"{target.name}.new")  # it is there whole or not at all
-        shutil.copyfile(source, beside)
-        beside.rename(target)
+        copy_file(source, target)

@@ -111,6 +111,34 @@ def test_a_disk_that_is_too_small(vit: Path, merged: Path, monkeypatch: pytest.M
     assert names(Path()) == ["merged"]
 
 
+@pytest.mark.parametrize("file", ["steps/01/config.json", "steps/02/model.safetensors"])
+def test_a_disk_that_is_full_at_last(
+    tmp_path: Path, make_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """Told without a traceback while earlier steps are copied, and finished by the same command."""
+    base = tiny.make_vit(tmp_path / "base")
+    for seed, name in enumerate(("e0", "e1", "e2")):
+        tiny.make_expert(base, tmp_path / name, seed)
+    merged = dopkit.run(make_recipe(tmp_path, ["e0", "e1"]), tmp_path / "merged", Options(save_steps=True)).folder
+    copy = shutil.copyfile
+
+    def another_disk(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    def full(source: Path, target: Path) -> None:
+        if str(target).endswith(f"merged.partial/{file}.new"):
+            raise OSError(28, "No space left on device")
+        copy(source, target)
+
+    monkeypatch.setattr(os, "link", another_disk)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", full)
+        said = refusal(OutputError, merged, [str(tmp_path / "e2")])
+    assert f"cannot write to {merged}.partial/{file}\n  No space left on device" in said
+    assert adding.add(merged, [str(tmp_path / "e2")]).receipt["run"]["resumed"]
+    assert (merged / file).is_file()
+
+
 def test_files_of_ones_own_are_not_taken_away(vit: Path, merged: Path) -> None:
     (merged / "model-q4.gguf").write_bytes(b"mine")
     (merged / "notes").mkdir()

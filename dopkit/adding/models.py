@@ -17,7 +17,7 @@ from dopkit.merging import Earlier
 from dopkit.planning.outputs import STAGES
 from dopkit.preparing import Prepared, prepare
 from dopkit.progress import Progress
-from dopkit.writer import EVALUATION
+from dopkit.writer import EVALUATION, copy_file, write_text
 
 
 @contextmanager
@@ -66,8 +66,13 @@ def _take_along(wanted: Addition, prepared: Prepared) -> Callable[[Path], None]:
                 merged.side_file(name)  # a repository's files come into the cache one by one
             steps.carry_over(old.folder, folder, len(old.recipe.models))
         if (old.folder / STAGES).is_dir():
-            shutil.copytree(old.folder / STAGES, folder / STAGES, dirs_exist_ok=True)
+            shutil.copytree(old.folder / STAGES, folder / STAGES, copy_function=_copy, dirs_exist_ok=True)
         with suppress(FileNotFoundError):
-            (folder / EVALUATION).write_bytes(results.outgrown(merged.side_file(EVALUATION).read_bytes()))
+            measured = merged.side_file(EVALUATION).read_text(encoding="utf-8", errors="replace")
+            write_text(folder / EVALUATION, results.outgrown(measured))
 
     return take_along
+
+
+def _copy(source: str, target: str) -> None:
+    copy_file(Path(source), Path(target))

@@ -70,14 +70,14 @@ def carried(file: Path, tasks: Sequence[Mapping[str, Any]], rows: Sequence[Mappi
         return []
 
 
-def outgrown(data: bytes) -> bytes:
-    """The file's content once its merge has grown: its rows stay true, ACC and BWT were those of an earlier model."""
+def outgrown(text: str) -> str:
+    """The file's text once its merge has grown: its rows stay true, ACC and BWT were those of an earlier model."""
     try:
-        found = json.loads(data)
+        found = json.loads(text)
         summed_up = {name: None for name in ("acc", "bwt") if found[name] is not None}
     except (ValueError, KeyError, TypeError, RecursionError):
-        return data
-    return _text(found | summed_up).encode() if summed_up else data
+        return text
+    return _text(found | summed_up) if summed_up else text
 
 
 def write(file: Path, evaluation: Evaluation) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dopkit.writer.failing import writing
 from dopkit.writer.folder import EVALUATION, JOURNAL, LOCK, RECEIPT, REPORT, OutputFolder, guest_journal
 from dopkit.writer.journal import GuestJournal, Journal, parse_lines, read_journal
-from dopkit.writer.shards import ShardFile, ShardWriter, write_text
+from dopkit.writer.shards import ShardFile, ShardWriter, copy_file, write_text
 from dopkit.writer.tensors import TensorWriter
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ShardFile",
     "ShardWriter",
     "TensorWriter",
+    "copy_file",
     "guest_journal",
     "parse_lines",
     "read_journal",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -240,6 +241,17 @@ def write_text(path: Path, text: str) -> None:
     finally:
         with suppress(OSError):
             beside.unlink()  # what broke off
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file into a folder that nobody else writes to, so that it is there whole or not at all.
+
+    What a kill left of it is written over. Raises OutputError.
+    """
+    beside = target.with_name(f"{target.name}.new")
+    with writing(target):
+        shutil.copyfile(source, beside)
+        beside.rename(target)
 
 
 _NOT_SHARED = "All processes must write to one folder: is it on storage that every machine shares?"
