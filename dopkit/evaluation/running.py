@@ -42,8 +42,9 @@ def evaluate(
     rows = [_row(target, facts, known) for target in targets]
 
     carried = [] if store is None else results.carried(store, facts, rows)
+    carried = [row for row in carried if row["scores"]]
     base = [row for row in carried if row["kind"] == "base"]
-    experts = [row for row in carried if row["kind"] == "expert" and row["scores"]]
+    experts = [row for row in carried if row["kind"] == "expert"]
 
     def so_far() -> Evaluation:
         wanted = [_asked(row, target, checked) for row, target in zip(rows, targets, strict=True)]

@@ -71,6 +71,16 @@ def test_sources_frame_the_steps(root: Path) -> None:
     assert found["bwt"] is not None
 
 
+def test_sources_are_left_out_once_nothing_is_known_of_them(root: Path) -> None:
+    """Scored before, on the same tasks, they stay; on other tasks there would be rows without a score."""
+    tasks = load_tasks(root / "tasks.yaml")
+    run(root, targets=targets(root / "merged", sources=True))
+    labels = [row["label"] for row in run(root)[0]["rows"]]
+    assert labels == ["base", "step 1", "step 2", "expert three", "expert five"]
+    found, _ = run(root, [replace(task, limit=5) for task in tasks])
+    assert [row["label"] for row in found["rows"]] == ["step 1", "step 2"]
+
+
 # Going on
 
 
