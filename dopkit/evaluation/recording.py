@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from dopkit import receipt
+from dopkit.checkpoints.files import read_text
 from dopkit.evaluation import metrics, results
 from dopkit.evaluation.results import Evaluation
 from dopkit.writer import EVALUATION, RECEIPT, write_text
@@ -31,7 +32,7 @@ _HUB_TASKS = {"perplexity": "text-generation"}  # the others are called as the H
 def record(folder: Path, evaluation: Evaluation) -> None:
     """Write the results beside the model: their own file, and for a merge of dopkit also its receipt and card.
 
-    Raises OutputError when the receipt is damaged.
+    Raises OutputError when the receipt is damaged, CheckpointError when the card is.
     """
     results.write(folder / EVALUATION, evaluation)
     if not (folder / RECEIPT).is_file():
@@ -40,7 +41,7 @@ def record(folder: Path, evaluation: Evaluation) -> None:
     write_text(folder / RECEIPT, receipt.to_json({**done, KEY: evaluation}))
     card = folder / CARD
     if card.is_file():
-        write_text(card, with_section(card.read_text(encoding="utf-8"), evaluation, folder.resolve().name))
+        write_text(card, with_section(read_text(card, str(folder)), evaluation, folder.resolve().name))
 
 
 def with_section(card: str, evaluation: Evaluation, name: str) -> str:

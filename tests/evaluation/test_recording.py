@@ -11,6 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from dopkit.errors import CheckpointError
 from dopkit.evaluation import results
 from dopkit.evaluation.recording import BEGIN, END, model_index, record, with_section
 from dopkit.writer import EVALUATION
@@ -138,6 +139,13 @@ def test_a_merge_gets_file_receipt_and_card(root: Path) -> None:
     before.pop("evaluation", None)
     assert after == before
     assert BEGIN in (merged / "README.md").read_text()
+
+
+def test_a_card_that_cannot_be_read(root: Path) -> None:
+    (root / "merged/README.md").write_bytes(b"# caf\xe9\n")
+    with pytest.raises(CheckpointError, match="README.md is not UTF-8 text"):
+        record(root / "merged", evaluation())
+    assert (root / "merged/dopkit_evaluation.json").is_file()
 
 
 def test_a_plain_model_gets_the_file_alone(made: Path, tmp_path: Path) -> None:
