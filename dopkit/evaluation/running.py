@@ -8,11 +8,12 @@ from typing import Any
 
 from dopkit import device as devices
 from dopkit import receipt
+from dopkit.errors import EvaluationError, Problem
 from dopkit.evaluation import results
 from dopkit.evaluation.checking import Checked
 from dopkit.evaluation.results import Evaluation
 from dopkit.evaluation.scoring import Scorer
-from dopkit.evaluation.targets import Target, weights_digest
+from dopkit.evaluation.targets import Target, weights_digest, weights_stamp
 from dopkit.evaluation.tasks import Task
 from dopkit.progress import Progress
 
@@ -28,8 +29,8 @@ def evaluate(
 
     Whatever ``store``, a file, already holds for the same weights and the same task is taken from there; it is written
     after every task, and keeps the rows of bases and experts that are not scored any more. Raises EvaluationError with
-    all problems before a model runs; PlanError when there is no such device; CheckpointError when a model cannot be
-    loaded.
+    all problems before a model runs, and when a model changes meanwhile; PlanError when there is no such device;
+    CheckpointError when a model cannot be loaded.
     """
     progress = progress or Progress()
     chosen = devices.choose(device)
@@ -39,6 +40,7 @@ def evaluate(
         progress.note(f"note: {note}")
     facts = [checked.facts(task) for task in checked.tasks]
     known = {} if store is None else results.known_scores(store)
+    stamps = [weights_stamp(target.backbone) for target in targets]
     rows = [_row(target, facts, known) for target in targets]
 
     carried = [] if store is None else results.carried(store, facts, rows)
@@ -58,12 +60,21 @@ def evaluate(
             if reading is None or task.name in row["scores"]:
                 continue
             row["scores"][task.name] = scorer.score(checked.samples[task.name], target, reading)
+            _require_unchanged(targets, stamps)
             if store is not None:
                 results.write(store, so_far())
     done = so_far()
     if store is not None:
         results.write(store, done)
     return done
+
+
+def _require_unchanged(targets: Sequence[Target], stamps: Sequence[object]) -> None:
+    """What was scored must be what stood there in the beginning: `dopkit add` may have put another model there."""
+    changed = [target for target, stamp in zip(targets, stamps, strict=True) if weights_stamp(target.backbone) != stamp]
+    if changed:
+        problems = [Problem(target.label, f"{target.backbone} holds other files now") for target in changed]
+        raise EvaluationError("a model has changed while it was scored: score it again", problems)
 
 
 def _row(target: Target, facts: Sequence[Mapping[str, Any]], known: results.Known) -> dict[str, Any]:

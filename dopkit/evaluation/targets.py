@@ -82,9 +82,22 @@ def model_names(folder: Path) -> tuple[str, ...]:
 
 def weights_digest(folder: Path) -> str:
     """sha256 over the weight files of a model, and the files that say how its inputs are prepared."""
+    return digest([[name, file_digest(folder / name)] for name in _files(folder)])
+
+
+def weights_stamp(folder: Path) -> list[tuple[object, ...]]:
+    """Changes when one of these files is written to or replaced; [] when the folder is not there any more."""
+    try:
+        found = [(name, (folder / name).stat()) for name in _files(folder)]
+    except OSError:
+        return []
+    return [(name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found]
+
+
+def _files(folder: Path) -> list[str]:
     names = [path.name for path in folder.iterdir() if path.is_file()]
     wanted = {*side_files(names), "config.json", *(name for name in names if name.endswith(_WEIGHTS))}
-    return digest([[name, file_digest(folder / name)] for name in sorted(wanted & set(names))])
+    return sorted(wanted & set(names))
 
 
 def _sources(folder: Path, foreign: bool) -> tuple[ModelRef | None, list[ModelRef]]:

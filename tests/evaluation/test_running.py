@@ -71,6 +71,24 @@ def test_sources_frame_the_steps(root: Path) -> None:
     assert found["bwt"] is not None
 
 
+def test_a_model_that_is_replaced_while_it_is_scored(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scores would be kept as those of the model that stood there before."""
+    score, weights = Scorer.score, root / "merged/model.safetensors"
+
+    def meanwhile(self: Scorer, samples: Any, target: Target, reading: Any) -> dict[str, Any]:
+        if target.label == "step 2":
+            weights.unlink()
+            weights.write_bytes((root / "base/model.safetensors").read_bytes())
+        return score(self, samples, target, reading)
+
+    monkeypatch.setattr(Scorer, "score", meanwhile)
+    with pytest.raises(EvaluationError, match="has changed while it was scored") as caught:
+        run(root)
+    assert [problem.place for problem in caught.value.problems] == ["step 2"]
+    kept = json.loads((root / "store.json").read_text())
+    assert [list(row["scores"]) for row in kept["rows"]] == [["three"], []]
+
+
 def test_sources_are_left_out_once_nothing_is_known_of_them(root: Path) -> None:
     """Scored before, on the same tasks, they stay; on other tasks there would be rows without a score."""
     tasks = load_tasks(root / "tasks.yaml")
