@@ -131,7 +131,8 @@ def test_every_line_tells_time_memory_and_bytes(measured: Path) -> None:
     assert linear["ratios"]["dopkit_to_floor"] > 1
     first, later = linear["first_start_up"], linear["start_up_medians"]["dopkit"]
     assert first["cpu_seconds"] > later["cpu_seconds"] + 0.5, "the first one imports transformers"
-    assert len(list((measured / "cache" / "skeletons").iterdir())) == 4, "of both models: how they are seen and loaded"
+    assert len(list((measured / "cache" / "skeletons").iterdir())) == 6, "of three models: how they are seen and loaded"
+    assert dop["medians"]["exact"]["peak_bytes"] < 350e6, "it has not asked a class"
     assert dop["matrices"] == {"64x32": 1, "32x64": 1, "32x32": 4}
     assert set(dop["medians"]) == {"exact", "adam"}
     assert "mergekit" not in results["versions"]

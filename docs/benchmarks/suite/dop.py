@@ -51,6 +51,7 @@ def compare(model: str, setting: Setting, say: Callable[[str], None] = print) ->
     result["matrices"] = {_words(shape): len(names) for shape, names in kinds.items()}
     runs: dict[str, list[Result]] = {solver: [] for solver in SOLVERS}
     theirs: Result | None = None
+    _dopkit(place, "average", setting)  # as in the lines element by element, dopkit has seen models of this kind before
     for number in range(setting.rounds):
         for solver in SOLVERS:
             runs[solver].append(_dopkit(place, solver, setting))
@@ -96,21 +97,26 @@ def _words(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _dopkit(place: Path, solver: str, setting: Setting) -> Result:
+def _recipe(solver: str, steps: int) -> dict[str, Any]:
+    """Of a step of DOP, or of the mean."""
+    recipe = {"merge_method": "average", "base_model": "./base", "models": ["./e0", "./e1"]}
+    if solver not in SOLVERS:
+        return recipe
     # rank_rule and other as in the reference code, so that both do the same.
     parameters = {"solver": solver, "alpha": ALPHA, "svd_epsilon": EPSILON, "rank_rule": "below", "other": "half"}
     if solver == "adam":
-        parameters |= {"num_steps": setting.steps, "ema_beta": 0.999}
-    recipe = {"merge_method": "dop", "base_model": "./base", "models": ["./e0", "./e1"], "parameters": parameters}
+        parameters |= {"num_steps": steps, "ema_beta": 0.999}
+    return {**recipe, "merge_method": "dop", "parameters": parameters}
+
+
+def _dopkit(place: Path, solver: str, setting: Setting) -> Result:
     written = place / f"dop-{solver}.yaml"
-    written.write_text(json.dumps(recipe))
+    written.write_text(json.dumps(_recipe(solver, setting.steps)))
     out = _out(setting, solver)
     measure.clear(out)
     command = [sys.executable, "-m", "dopkit", "run", "--quiet", str(written), "-o", str(out)]
     command += ["--device", setting.device] if setting.device else []
     environment, log = measure.environment(setting.folder), setting.folder / "dopkit.log"
-    # As in the lines element by element, it has seen models of this kind before.
-    measure.run([sys.executable, "-m", "dopkit", "plan", str(written)], log, environment)
     return measure.run(command, log, environment).to_data()
 
 
