@@ -6,7 +6,6 @@ Takes it all from one named donor (the base), so nothing depends on which model 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dopkit.checkpoints import Checkpoint
 from dopkit.planning import Plan
 from dopkit.planning.heads import LABEL_KEYS
 from dopkit.specs import DTYPES, MERGEABLE
-from dopkit.writer import write_text, writing
+from dopkit.writer import copy_file, write_text, writing
 
 
 def write_side_files(
@@ -33,10 +32,9 @@ def write_side_files(
         written.append("config.json")
     for name in donor.side_files:
         target = folder / name
-        source = donor.side_file(name)
         with writing(target):
             target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)
+        copy_file(donor.side_file(name), target)
         written.append(name)
     return written
 

@@ -23,7 +23,7 @@ def computing_with(threads: int | None) -> Iterator[None]:
     """Within, so many; None leaves it as it is."""
     before = torch.get_num_threads()
     if threads is not None:
-        torch.set_num_threads(threads)
+        compute_with(threads)
     try:
         yield
     finally:

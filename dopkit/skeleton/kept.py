@@ -1,8 +1,9 @@
 """Answers of the model classes, kept on disk between runs: importing transformers takes longer than most of a plan.
 
 An answer depends on nothing but the question, the versions of the libraries that hold the classes, and the code of this
-package: all are in its key, so that an old answer is never taken for a new one. What could not be answered is asked
-again every time. A folder that cannot be read or written is none; nobody is told. Knows no model classes.
+package and of the roles: all are in its key, so that an old answer is never taken for a new one. What could not be
+answered is asked again every time. A folder that cannot be read or written is none; nobody is told. Knows no model
+classes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from tempfile import NamedTemporaryFile
 from typing import TypeVar
 
 from pydantic import TypeAdapter
+
+from dopkit import roles
 
 T = TypeVar("T")
 
@@ -74,7 +77,7 @@ def _versions() -> list[str] | None:
     if any("dev" in version for version in found):
         return None
     code = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in [Path(roles.__file__), *sorted(Path(__file__).parent.glob("*.py"))]:
         code.update(path.read_bytes())
     return [*found, code.hexdigest()]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,15 +114,20 @@ class _Renamer:
         return (parameter,)
 
 
+def answer_of(ask: Callable[[], Any]) -> Any:
+    """What a class of transformers says of a part of it; None where it has no such part: it says so in several ways."""
+    try:
+        return ask()
+    except (AttributeError, NotImplementedError):
+        return None
+
+
 def base_prefix(model: Any) -> str:
     """``"vit."`` where the model is a base model and something on top of it; empty if it is one itself."""
     if model.base_model is model:
         return ""
     prefix = f"{model.base_model_prefix}."
-    try:
-        entrance = model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):  # classes without one answer in various ways
-        return prefix
+    entrance = answer_of(lambda: model.get_input_embeddings())
     names = [name for name, module in model.named_modules() if module is entrance is not None]
     # Some classes call their encoder by that name: with the embeddings left outside it is not the base model.
     return prefix if all(name.startswith(prefix) for name in names) else ""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from dopkit.roles import Role
-from dopkit.skeleton.names import base_prefix
+from dopkit.skeleton.names import answer_of, base_prefix
 
 # Output layers of classes without a separate base model, by the first component of the name.
 _HEAD = re.compile(r"(lm_head|classifier|score|qa_outputs|head|heads|fc|cls|\w+_head|\w+_classifier)$")
@@ -39,7 +39,7 @@ class Parts:
         self._base = base_prefix(model)
         kind = type(model).__name__  # ViTModel has no head, whatever it calls its parts; GPT2LMHeadModel has
         self._headless = kind.endswith(("Model", "Backbone")) and "Head" not in kind
-        output = _output_layer(model)
+        output = answer_of(lambda: model.get_output_embeddings())
         if isinstance(output, nn.Embedding):  # used in both directions: still the embedding
             output = None
         self._outputs = {name for name, module in self._modules.items() if module is output is not None}
@@ -101,13 +101,6 @@ def _stored_transposed(owner: nn.Module) -> bool:
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(owner, Conv1D)
-
-
-def _output_layer(model: Any) -> Any:
-    try:
-        return model.get_output_embeddings()
-    except (AttributeError, NotImplementedError):  # classes without one answer in various ways
-        return None
 
 
 def _as_stored(role: Role, shape: tuple[int, ...]) -> Role:
