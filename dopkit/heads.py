@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from dopkit import skeleton
 from dopkit.checkpoints import Checkpoint
 from dopkit.checkpoints.reading import bytes_of, read_header, torch_dtype
 from dopkit.engine.announcing import Read, announce
-from dopkit.errors import CheckpointError, OutputError, Problem, VerificationError, count
+from dopkit.errors import CheckpointError, OutputError, Problem
 from dopkit.planning import BLOCK_ELEMENTS, Head, Plan
-from dopkit.planning.heads import FOLDER, LABEL_KEYS, first_labels, labels
+from dopkit.planning.heads import FOLDER, first_labels, labels
 from dopkit.specs import build_header
 
 Record = dict[str, Any]
@@ -104,31 +103,6 @@ def _record(path: Path) -> Record:
         "labels": labels(config, facts["architecture"]),
         "first_labels": first_labels(config, _LABELS_SHOWN),
     }
-
-
-def verify(plan: Plan, config: Mapping[str, Any] | None, models: Sequence[Checkpoint]) -> str:
-    """Whether transformers loads each head on the merged backbone, as a clause. Raises VerificationError.
-
-    ``config`` is the donor's.
-    """
-    by_key = {model.ref.key: model for model in models}
-    problems = [problem for head in plan.heads for problem in _loading(plan, head, config, by_key[head.ref.key])]
-    if problems:
-        raise VerificationError("the heads do not load on the merged backbone", problems)
-    return f"{count(len(plan.heads), 'head')} kept bit for bit, each loading on the merged backbone"
-
-
-def _loading(plan: Plan, head: Head, donors: Mapping[str, Any] | None, model: Checkpoint) -> Iterator[Problem]:
-    """What is missing, and was not missing in the model that the head comes from."""
-    backbone = {key: value for key, value in (donors or {}).items() if key not in LABEL_KEYS}
-    config = {**backbone, **head.config, "architectures": [head.architecture]}
-    merged = {job.name: job.shape for job in plan.jobs}
-    found = skeleton.check_loads(config, merged | {spec.name: spec.shape for spec in head.tensors}).problems
-    if found:
-        own = skeleton.check_loads(model.config, {name: spec.shape for name, spec in model.specs.items()})
-        # A part of the backbone that this head has no use for is no fault of it.
-        known = merged.keys() | {problem.place for problem in own.problems}
-        yield from (Problem(f"{head.file}: {one.place}", one.what) for one in found if one.place not in known)
 
 
 def _announced(plan: Plan, models: Sequence[Checkpoint]) -> list[tuple[Head, Checkpoint]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from dopkit import loadable
 from dopkit.checkpoints import open_checkpoint
 from dopkit.cluster import Cluster
 from dopkit.merging import merge
@@ -29,7 +30,8 @@ def keep_stages(prepared: Prepared, progress: Progress, processes: Processes, cl
         plan = _within(staged.plan, prepared.plan)
         sources = Sources(plan, stage.donor, stage.models, (), staged.donor)
         output = OutputFolder(prepared.output.partial / STAGES / name)
-        own = Prepared(plan.recipe, sources, prepared.devices, output)
+        loads = loadable.check(plan, staged.donor, stage.models)
+        own = Prepared(plan.recipe, sources, prepared.devices, output, loads)
         if not processes.tell(processes.first and output.finished(own.fingerprint)):
             progress.note(f"stage {name}")
             merge(own, progress, Options(processes=processes, cluster=cluster))

@@ -159,9 +159,7 @@ def _finish(
             verification.verify_shard(folder / step_folder(step) / shard.file, made)
     heads.write(folder, made, sources.models)
     verification.require_unchanged(sources.read)
-    verified = verification.verify(folder, made, donor, elsewhere)
-    if made.heads:
-        verified["heads"] = heads.verify(made, donor.config, sources.models)
+    verified = verification.verify(folder, made, elsewhere) | prepared.loads
     scale = norms.scale(made.last_step) if norms else number(made)
     state.write(folder, state.make(made, scale, norms.tasks if norms else ()))
     measured: dict[str, Any] = {

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from dopkit import heads, hub, pinning, publishing
+from dopkit import heads, hub, loadable, pinning, publishing
 from dopkit.cluster import Cluster
 from dopkit.device import Devices, choose
 from dopkit.engine.descent import check_descent
@@ -69,6 +69,7 @@ class Prepared:
     sources: Sources
     devices: Devices
     output: OutputFolder
+    loads: dict[str, str]  # what transformers says of the result, as clauses; a worker on a cluster need not know
 
     @property
     def plan(self) -> Plan:
@@ -123,7 +124,8 @@ def prepare(
         obstacles=obstacles,
         wanted=Wanted(options.keeps_steps, options.keep_state, continues, options.keep_stages),
     ) as sources:
-        yield Prepared(recipe.drawn(), sources, devices, output)
+        loads = loadable.check(sources.plan, sources.donor_model, sources.models)
+        yield Prepared(recipe.drawn(), sources, devices, output, loads)
 
 
 def host_bytes(limit: MemoryLimit, processes: int = 1) -> int:

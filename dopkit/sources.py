@@ -107,7 +107,7 @@ def open_sources(
 
 
 def _program_bytes(donor: Model, models: Sequence[Model]) -> int:
-    """What the process holds, and what the last look at the output will need of transformers."""
+    """What the process holds, and what it takes to ask transformers whether the result will load."""
     return resident_bytes() + skeleton.bytes_to_come([donor.skeleton, *(model.skeleton for model in models)])
 
 

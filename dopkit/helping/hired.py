@@ -113,7 +113,7 @@ class Hired:
         for checkpoint in sources.read:
             checkpoint.fetch()
         output = OutputFolder(order.folder.with_name(order.folder.name.removesuffix(".partial")))
-        self._prepared = prepared = Prepared(order.recipe, sources, devices, output)
+        self._prepared = prepared = Prepared(order.recipe, sources, devices, output, loads={})
         self._shares = _holds(order.folder / order.token, order.token)
         self._ledger = Ledger(self._keep if self._shares else self._tell)
         self._outputs = outputs_of(prepared.plan, self._open_writer)
