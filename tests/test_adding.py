@@ -181,6 +181,7 @@ def test_a_model_that_is_in_it(vit: Path, tmp_path: Path, merged: Path) -> None:
     assert "already: its model 3" in refusal(RecipeError, merged, twice)
     shutil.copytree(vit / "e1", tmp_path / "copy")
     assert "the same weights" in refusal(PlanError, merged, [str(tmp_path / "copy")])
+    assert "no model is named that is to be added" in refusal(PlanError, merged, [])
 
 
 def test_the_base_where_the_method_leaves_it_out(vit: Path, tmp_path: Path, make_recipe: MakeRecipe) -> None:

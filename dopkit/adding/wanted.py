@@ -78,6 +78,8 @@ def addition(
     from_experts: bool,
 ) -> Addition:
     """Raises OutputError, PlanError, RecipeError, HubError for what cannot be added, whatever the headers say."""
+    if not experts:
+        raise PlanError(f"cannot add to {merged}", [Problem("", "no model is named that is to be added")])
     old = earlier.look(merged)
     if problems := _growth_problems(old, len(experts), from_experts):
         raise PlanError(f"cannot add to {old.ref.short}: {count(len(problems), 'problem')}", problems)

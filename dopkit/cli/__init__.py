@@ -16,6 +16,7 @@ from dopkit.errors import DopkitError, PlanError, Problem
 from dopkit.processes import launched
 
 _GO_ON = "the same command continues where it stopped"
+_KEEP = ("run", "add", "push", "eval")  # what is done stays
 
 
 class _Group(click.Group):
@@ -30,7 +31,8 @@ class _Group(click.Group):
             show_error(error)
             ctx.exit(1)
         except KeyboardInterrupt as stop:
-            click.echo(f"\ninterrupted; {printable(str(stop)) or _GO_ON}", err=True)
+            said = printable(str(stop)) or (_GO_ON if ctx.invoked_subcommand in _KEEP else "")
+            click.echo(f"\ninterrupted{said and '; '}{said}", err=True)
             ctx.exit(1)
 
     def list_commands(self, ctx: click.Context) -> list[str]:

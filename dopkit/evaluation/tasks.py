@@ -36,6 +36,12 @@ def _template(text: str) -> str:
     return text
 
 
+def _one_line(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError(f"{text!r} is no name that fits into a line of a table")
+    return text
+
+
 class ZeroShot(BaseModel):
     """Class names and the prompts they are put into; what CLIP has instead of a head."""
 
@@ -49,7 +55,7 @@ class _Task(BaseModel):
     """The keys of one task."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    name: str = Field(min_length=1)
+    name: Annotated[str, AfterValidator(_one_line)] = Field(min_length=1)
     kind: Kind
     data: str = Field(min_length=1)
     split: str | None = None

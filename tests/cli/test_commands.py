@@ -237,6 +237,8 @@ def test_interrupt_says_how_to_go_on(recipe: Path, monkeypatch: pytest.MonkeyPat
     result = invoke("run", "trio.yaml")
     assert result.exit_code == 1
     assert result.stderr.endswith("interrupted; the same command continues where it stopped\n")
+    monkeypatch.setattr("dopkit.pipeline.plan", interrupted)
+    assert invoke("plan", "trio.yaml").stderr.endswith("interrupted\n"), "there is nothing to go on with"
 
 
 def test_a_bug_keeps_its_traceback(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ tasks:
     head: b
     zero_shot: {classes: [0, one], template: ["a {}"], templates: [photo]}
   - nothing
+  - {name: "a\\nb", kind: perplexity, data: ./x.npz}
 task: 1
 """
     assert problems(text) == [
@@ -110,7 +111,8 @@ task: 1
         "line 19: the template 'photo' needs one {} where the class name goes",
         "line 19: a task has a head or is zero-shot, not both",
         "line 20: a task is a mapping of keys",
-        "line 21: unknown key 'task' (did you mean 'tasks'?)",
+        "line 21: 'a\\nb' is no name that fits into a line of a table",
+        "line 22: unknown key 'task' (did you mean 'tasks'?)",
     ]
 
 
