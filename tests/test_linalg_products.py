@@ -1,9 +1,9 @@
-"""Gram matrices by strips against the whole product. Run: python -m pytest tests/test_linalg_products.py"""
+"""Gram matrices by strips and inner products by blocks against the whole product."""
 
 import pytest
 import torch
 
-from dopkit.linalg.products import add_gram, gram, mirrored
+from dopkit.linalg.products import add_gram, gram, inner, mirrored
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -29,3 +29,17 @@ def test_blocks_of_columns_add_up():
     for start in range(0, 50, 20):
         add_gram(total, matrix[:, start : start + 20])
     torch.testing.assert_close(mirrored(total), matrix @ matrix.mT)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (1100, 1000)], ids=["vector", "matrix", "blocks"])
+def test_inner_products_are_added_up_in_float64(shape):
+    generator = torch.Generator().manual_seed(3)
+    one, other = (1 + torch.randn(shape, generator=generator) for _ in range(2))
+    found = inner(one, other)
+    expected = (one * other).double().sum()
+    assert found.dtype is torch.float64 and abs(float(found - expected)) <= 1e-13 * one.numel()
+    along = inner(one, other, -1)
+    assert along.shape == (*shape[:-1], 1)
+    torch.testing.assert_close(along.sum(), expected)
+    turned = inner(one.mT, other.mT) if one.dim() > 1 else found
+    torch.testing.assert_close(turned, found)

@@ -12,7 +12,9 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -735,3 +737,20 @@ def test_nothing_is_said_and_everything_is_left_as_it_was(
 def test_importing_the_package_does_not_import_transformers() -> None:
     code = "import sys, dopkit.skeleton; sys.exit('transformers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_threads_that_ask_at_once_leave_transformers_as_it_was(tiny: Callable[..., Checkpoint]) -> None:
+    """Its loader replaces `tie_weights` of all models meanwhile, and two at once put back each other's."""
+    from transformers import PreTrainedModel
+
+    llama, before = tiny("llama-tied"), PreTrainedModel.tie_weights
+    start = threading.Barrier(4)
+
+    def ask(_: int) -> bool:
+        start.wait(10)
+        return check_loads(llama.config, llama.shapes).clean
+
+    for _ in range(3):
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, range(4)))
+        assert PreTrainedModel.tie_weights is before

@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,7 @@ def merge(folder: Path, case: tuple[str, dict[str, Any], int], most: int | None)
         return {"least": parse_size(found[1])}
     program = resident_bytes()
     if most is not None:
+        threading.stack_size(1 << 20)  # RLIMIT_DATA counts all of a stack, and the kernel what is used of it
         room = kernel("VmData") + most - program
         resource.setrlimit(resource.RLIMIT_DATA, (room, room))
     dopkit.run(loaded, folder / "out", options)
@@ -113,6 +115,8 @@ def main() -> None:
     if arguments.one is not None:
         print(json.dumps(merge(arguments.folder, CASES[arguments.one], arguments.most)))
         return
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     wanted = arguments.only.split(",") if arguments.only else None
     results = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:

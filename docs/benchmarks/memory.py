@@ -1,10 +1,11 @@
 """Peak memory and wall time of merging a synthetic Llama of about 340 M parameters in bfloat16.
 
-    python docs/benchmarks/memory.py [--json results.json] [--folder DIR]
+    python docs/benchmarks/memory.py [--json results.json] [--folder DIR] [--only average]
 
 Each merge runs in a process of its own. Memory is the kernel's count of the most that was resident at once, less what
 the interpreter held after all imports and after looking at the headers; it is reported as a multiple of the largest
-tensor in float32 (embedding and head, 32000 x 1024). The page cache is warm: the models were just written.
+tensor in float32 (embedding and head, 32000 x 1024). With memory to spare a merge has as many parts of tensors in hand
+as torch has threads; a limit at what the plan says is for one. The page cache is warm: the models were just written.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from typing import Any
 VOCABULARY, WIDTH, INNER, LAYERS = 32000, 1024, 2816, 22
 LARGEST = VOCABULARY * WIDTH * 4  # bytes in float32
 CASES = (
-    # name, method, parameters, number of experts
-    ("average, 3 experts", "average", {}, 3),
-    ("average, 12 experts", "average", {}, 12),
-    ("dop exact, 3 experts", "dop", {}, 3),
+    # name, method, parameters, number of experts, whether at the plan's limit
+    ("average, 3 experts", "average", {}, 3, False),
+    ("average, 12 experts", "average", {}, 12, False),
+    ("average, 12 experts, limited", "average", {}, 12, True),
+    ("dop exact, 3 experts", "dop", {}, 3, False),
 )
 
 
@@ -68,8 +70,9 @@ def make_models(folder: Path) -> int:
     return sum(tensor.numel() for tensor in base.values())
 
 
-def merge(folder: Path, method: str, parameters: dict[str, Any], experts: int) -> dict[str, float]:
+def merge(folder: Path, method: str, parameters: dict[str, Any], experts: int, limited: bool) -> dict[str, float]:
     """One merge in this process: seconds, and peak bytes above what was resident before it."""
+    os.environ["DOPKIT_CACHE"] = ""  # so that all libraries are imported by the plan
     import yaml
 
     import dopkit
@@ -82,9 +85,9 @@ def merge(folder: Path, method: str, parameters: dict[str, Any], experts: int) -
     before = resident_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     start = time.monotonic()
-    dopkit.run(loaded, folder / "out")
-    seconds = time.monotonic() - start
     planned = plan.memory_bytes - plan.program_bytes
+    dopkit.run(loaded, folder / "out", dopkit.Options(max_memory=before + planned if limited else None))
+    seconds = time.monotonic() - start
     return {"seconds": seconds, "peak_bytes": peak_resident_bytes() - before, "planned_bytes": planned}
 
 
@@ -92,17 +95,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--folder", type=Path, help="where to make the models (3 GB; default: a temporary folder)")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # run one case in this process
     arguments = parser.parse_args()
     if arguments.one:
-        name, method, parameters, experts = CASES[int(arguments.one)]
-        print(json.dumps(merge(arguments.folder, method, parameters, experts)))
+        print(json.dumps(merge(arguments.folder, *CASES[int(arguments.one)][1:])))
         return
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)
         print(f"{make_models(folder) / 1e6:.0f} M parameters, largest tensor {LARGEST / 1e6:.0f} MB in float32")
         results = []
         for index, (name, *_) in enumerate(CASES):
+            if arguments.only not in name:
+                continue
             command = [sys.executable, __file__, "--one", str(index), "--folder", str(folder)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             results.append({"case": name, **json.loads(done.stdout.splitlines()[-1])})

@@ -7,14 +7,19 @@ from torch import Tensor
 
 STRIPS = 8  # that a Gram matrix is made in: 9/16 of the whole product, in pieces that are still large
 SMALL = 384  # rows below which the pieces cost more than they save
+BLOCK = 1 << 20  # elements that are multiplied and added up at a time
 
 
 def inner(one: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
     """The inner product in float64: of whole tensors (a scalar), or along an axis, which stays with length 1."""
-    product = one * other
-    if dim is None:
-        return product.sum(dtype=torch.float64)
-    return product.sum(dim, keepdim=True, dtype=torch.float64)
+    if dim is not None:
+        return (one * other).sum(dim, keepdim=True, dtype=torch.float64)
+    total = one.new_zeros((), dtype=torch.float64)
+    # In blocks: a sum in float64 copies into it all that is added up.
+    mine, its = one.reshape(-1), other.reshape(-1)
+    for start in range(0, mine.numel(), BLOCK):
+        total += (mine[start : start + BLOCK] * its[start : start + BLOCK]).sum(dtype=torch.float64)
+    return total
 
 
 def gram(matrix: Tensor) -> Tensor:

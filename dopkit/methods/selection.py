@@ -93,7 +93,7 @@ class Sce:
             delta = (tensor - base).mul_(selected)
             energies.append(float(inner(delta, delta)))
             total += delta
-        elected = torch.where(total >= 0, 1.0, -1.0).to(base.dtype)
+        elected = total.ge_(0).mul_(2).sub_(1)  # in its own place: 1 or -1
         merged, weights = torch.zeros_like(base), torch.zeros_like(base)
         for tensor, energy in zip(tensors, energies, strict=True):
             share = energy / (sum(energies) or 1.0)
@@ -183,8 +183,8 @@ class RamPlus:
         for tensor in tensors:
             delta = tensor - base
             changed = delta.abs() > parameters.epsilon
-            own = int((changed & alone).sum())
-            common = int(changed.sum()) - own
+            own = int(torch.count_nonzero(changed & alone))
+            common = int(torch.count_nonzero(changed)) - own
             growth = 1 + parameters.r * min(common / own if own else 0.0, parameters.alpha)
             total += delta.mul_(changed).mul_(torch.where(alone, growth, 1.0).to(base.dtype))
         return total.div_(models.clamp_(min=1)).add_(base)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class CannotBuild(Exception):
@@ -131,23 +134,24 @@ def _instantiate(model_class: Any, parsed: Any) -> Any:
 def quiet() -> Iterator[None]:
     """Silence the logs, warnings and progress bars of transformers; afterwards all is as it was.
 
-    They are global: not for several threads at once.
+    They are global, and its loader replaces a method of all models while it is at work: one thread at a time.
     """
     from transformers.utils import logging as library
 
     def without_bar(factory: Any, args: Any, kwargs: Any) -> Any:
         return factory(*args, **{**kwargs, "disable": True})
 
-    verbosity = library.get_verbosity()
-    library.set_verbosity(logging.CRITICAL)
-    hook = library.set_tqdm_hook(without_bar)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        library.set_verbosity(verbosity)
-        library.set_tqdm_hook(hook)
+    with _ONE_AT_A_TIME:
+        verbosity = library.get_verbosity()
+        library.set_verbosity(logging.CRITICAL)
+        hook = library.set_tqdm_hook(without_bar)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            library.set_verbosity(verbosity)
+            library.set_tqdm_hook(hook)
 
 
 def _library() -> str:
