@@ -26,11 +26,13 @@ from dopkit.engine.parking import freed_at_once
 from dopkit.engine.pieces import Piece, Result, Tally, reads
 from dopkit.engine.pipes import ReadAhead, WriteBehind
 from dopkit.linalg.precision import full_float32
+from dopkit.methods import Cut
 from dopkit.planning import Plan, TensorJob
 from dopkit.progress import Progress
 from dopkit.writer import TensorWriter
 
 Record = dict[str, Any]
+_KEPT = 3  # times what is in use, held by glibc
 _LEAST_BUDGET = 64_000_000  # for pieces in hand, where the plan says nothing: a few blocks of what is done by elements
 
 
@@ -73,10 +75,9 @@ class Engine:
         announce(self._reads(jobs), self._plan.stream_bytes)
         self._ahead = ReadAhead(requests(self._reads(jobs)), self._plan.buffers.ahead, self._cores)
         behind = WriteBehind(self._plan.buffers.behind)
-        parks = any(job.parked for job in jobs)
         self._crew = Crew[Result, Piece](self._hands, self._budget(), self._cores)
         try:
-            with freed_at_once() if parks else nullcontext():
+            with freed_at_once() if self._scarce(jobs) else nullcontext():
                 self._write(self._crew.run(self._pieces(jobs)), behind)
         except BaseException:
             self._crew.stop()
@@ -95,6 +96,12 @@ class Engine:
     def _budget(self) -> int:
         """Bytes that the pieces in hand may take together."""
         return self._plan.work_bytes or _LEAST_BUDGET
+
+    def _scarce(self, jobs: Iterable[TensorJob]) -> bool:
+        """Whether the plan's memory is too little for what an allocator may keep of whole tensors that are gone."""
+        whole = [job for job in jobs if job.rule.cut is not Cut.BLOCKS]
+        at_once = self._hands * max((job.working_bytes for job in whole), default=0)
+        return self._cores is not None and (any(job.parked for job in whole) or self._budget() < _KEPT * at_once)
 
     def _pieces(self, jobs: Iterable[TensorJob]) -> Iterator[Piece]:
         for job in jobs:
